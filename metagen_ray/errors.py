@@ -1,0 +1,40 @@
+"""Errors a person can act on. Owns the exit codes; knows nothing of what failed.
+
+A message says what is wrong, where, and what to do. The CLI prints it as one line and exits with the class's code.
+"""
+
+
+class UserError(Exception):
+    """Base of all errors that are shown without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(UserError):
+    """The study, the suite, an argument or a file of the user is wrong."""
+
+    exit_code = 2
+
+
+class StoreError(UserError):
+    """The store cannot be used, or something in it is damaged."""
+
+    exit_code = 3
+
+
+class MachineError(UserError):
+    """The machine, the cluster or an installed version does not fit the plan."""
+
+    exit_code = 4
+
+
+class StageError(UserError):
+    """A stage ran and failed."""
+
+    exit_code = 5
+
+
+class LeaseError(UserError):
+    """Another driver holds what this one needs."""
+
+    exit_code = 7
