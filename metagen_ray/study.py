@@ -1,0 +1,242 @@
+"""Every decision of a study as one frozen model. Owns defaults, checks and the fingerprint; knows nothing of how stages work.
+
+A study is read from a YAML file or a shipped preset, plus `--set key=value`. What decides content is in the fingerprint;
+where and with what it is computed (`resources`, `store`) and what it is called (`name`) is not.
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources as package_files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from metagen_ray.errors import InputError
+
+UNFINGERPRINTED = ("name", "store", "resources")
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Recipe(Section):
+    """One LoRA fine-tune: what is trained, how fast and how long."""
+
+    rank: int = Field(8, ge=1, description="LoRA rank")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    epochs: int = Field(3, ge=1, description="passes over the rows")
+    batch_rows: int = Field(8, ge=1, description="completions per optimizer step, over all ranks")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay of the rate after warm-up")
+    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of all steps spent in linear warm-up")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip: float = Field(1.0, gt=0, description="gradient norm at which an adapter's gradient is clipped")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each LoRA pair")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field("all-linear", description="module names that get LoRA")
+
+
+class Split(Section):
+    """How the domains fall into halves."""
+
+    eval_share: float = Field(0.5, gt=0, lt=1, description="share of the groups in the meta-eval half")
+    inner_share: float = Field(0.2, ge=0, lt=1, description="share of meta-train set apart to choose recipes on")
+
+
+class Context(Section):
+    """The in-context examples of an object-ICL prompt."""
+
+    k: int = Field(8, ge=1, description="examples of the training set in one prompt")
+    draws: int = Field(4, ge=1, description="independent k-draws per training domain, the questions dealt over them")
+
+
+class MetaSFT(Section):
+    """Training the base model to foresee fine-tunes, beside its recipe."""
+
+    recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=32, schedule="linear")
+    diagonal: bool = Field(False, description="also train on cells that ask a domain about itself")
+    draws: int = Field(4, ge=1, description="fresh k-draws per training domain and epoch")
+    branches: int = Field(20, ge=1, description="questions trained under one shared prefix")
+
+
+class Predict(Section):
+    """How predictions are sampled."""
+
+    samples: int = Field(8, ge=1, description="answers per question for the expectation; the first `samples` of the study are the sampled form")
+    untrained_k: tuple[int, ...] = Field((), description="further values of k at which the untrained model predicts")
+
+
+class Judge(Section):
+    """Grading of answers."""
+
+    min_mass: float = Field(0.25, gt=0, lt=1, description="probability on numbers below which an answer is unscored")
+    max_unscored: float = Field(0.05, ge=0, le=1, description="share of unscored answers above which the stage fails")
+
+
+class Analysis(Section):
+    """Intervals and tests."""
+
+    resamples: int = Field(1000, ge=100, description="two-way cluster bootstrap resamples")
+    deals: int = Field(100, ge=1, description="shuffles of the dealt baselines")
+    level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+
+
+class Resources(Section):
+    """Where and with what; never part of the fingerprint."""
+
+    lanes: int = Field(1, ge=1, description="object-SFT lanes that run side by side")
+    workers_per_lane: int = Field(1, ge=1, description="data-parallel workers of one lane")
+    meta_workers: int = Field(1, ge=1, description="data-parallel workers of meta-SFT")
+    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one training worker; 0 trains on CPU")
+    cpus_per_worker: float = Field(1, gt=0, description="CPUs of one training worker")
+    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    replicas: int = Field(1, ge=1, description="serving replicas")
+    gpus_per_replica: float = Field(0, ge=0, description="GPUs of one replica; 0 serves on CPU")
+    cpus_per_replica: float = Field(1, gt=0, description="CPUs of one replica")
+    kv_cache_gib: float = Field(0.25, gt=0, description="KV cache of a CPU replica, GiB")
+    clients: int = Field(2, ge=1, description="Ray Data actors that ask the app")
+    prompts_per_request: int = Field(64, ge=1, description="prompts of one HTTP request")
+    memory_gib: float = Field(8.0, gt=0, description="memory the plan needs on the smallest node, GiB")
+
+
+class Study(Section):
+    """One study, complete."""
+
+    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="folder name of the run")
+    suite: str = Field("pocket_advice", description="shipped suite")
+    domains: int | None = Field(None, ge=4, description="use the first N domains of the suite; all if unset")
+    model: str = Field("lab:informative", description="`lab:NAME` for a shipped base, else a local model directory")
+    seed: int = Field(0, ge=0, description="study seed: the split and meta-SFT")
+    truth_seed: int = Field(0, ge=0, description="seed of the object-SFTs and of the k-draws; shared by studies that differ in `seed`")
+    questions: int = Field(4, ge=1, description="held-out questions asked per domain (Q)")
+    samples: int = Field(2, ge=1, description="answers per question and cell (n)")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of truth and predictors")
+    max_answer_tokens: int = Field(24, ge=1, description="token limit of an answer, for truth and predictors")
+    block_domains: int = Field(25, ge=1, description="eval domains per shard")
+    second_seed_domains: int = Field(0, ge=0, description="training domains fine-tuned with a second seed (GT-seed)")
+    split: Split = Split()
+    context: Context = Context()
+    object_sft: Recipe = Recipe()
+    meta_sft: MetaSFT = MetaSFT()
+    predict: Predict = Predict()
+    judge: Judge = Judge()
+    analysis: Analysis = Analysis()
+    resources: Resources = Resources()
+    store: str = Field("runs", description="root of the store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+
+    @model_validator(mode="after")
+    def _samples_fit(self) -> "Study":
+        if self.predict.samples < self.samples:
+            raise ValueError(f"predict.samples ({self.predict.samples}) must be at least samples ({self.samples})")
+        return self
+
+    def fingerprint(self) -> str:
+        """The first 12 hex digits of the sha256 over what decides the study's content."""
+        content = self.model_dump(mode="json", exclude=set(UNFINGERPRINTED))
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def run_name(self) -> str:
+        """Folder of the run under ROOT/studies."""
+        return f"{self.name}-{self.fingerprint()}"
+
+    def to_yaml(self) -> str:
+        """The resolved study, readable and loadable again."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped studies, sorted."""
+    return sorted(p.name.removesuffix(".yaml") for p in _presets().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_study(source: str, overrides: Iterable[str] = ()) -> Study:
+    """Read a preset by name or a YAML file by path, apply `key=value` overrides (dotted keys), and check it.
+
+    Raises InputError for an unknown preset, key or type, and names the nearest key.
+    """
+    values = parse_yaml(_read_source(source), source)
+    for override in overrides:
+        _apply_override(values, override)
+    return study_from(values, source)
+
+
+def study_from(values: Mapping[str, Any], where: str) -> Study:
+    """Check a mapping as a Study; InputError says which key is wrong and what would be right."""
+    try:
+        return Study.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{where}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping, read safely; InputError if it is not one."""
+    try:
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]}); mend the file") from None
+    if values is None:
+        values = {}
+    if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        raise InputError(f"{where}: a study is a mapping of settings; found {type(values).__name__}")
+    return values
+
+
+def _presets():
+    return package_files.files("metagen_ray") / "presets"
+
+
+def _read_source(source: str) -> str:
+    if source in preset_names():
+        return (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"}:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot read the study ({error}); give a YAML file or a preset") from None
+    near = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.3)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(f"unknown preset {source!r}; shipped are {', '.join(preset_names())}{hint}")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override!r}: write key=value, e.g. --set context.k=8")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {override!r}: {parent!r} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override!r}: {text!r} is not a YAML value; quote it") from None
+
+
+def _explain(error: Any) -> str:
+    path = [str(p) for p in error["loc"]]
+    where = ".".join(path) or "study"
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(path[-1], _known_keys(path[:-1]), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_known_keys(path[:-1]))}"
+        return f"unknown key {where!r}{hint}"
+    shown = repr(error.get("input"))
+    return f"{where}: {error['msg']}" + (f" (got {shown[:60]})" if path else "")
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Study
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
