@@ -1,7 +1,7 @@
-"""Every decision of a study as one frozen model. Owns defaults, checks and the fingerprint; knows nothing of how stages work.
+"""Every decision of a study as one frozen model. Owns defaults, checks and the fingerprint, and no stage's work.
 
-A study is read from a YAML file or a shipped preset, plus `--set key=value`. What decides content is in the fingerprint;
-where and with what it is computed (`resources`, `store`) and what it is called (`name`) is not.
+A study is read from a YAML file or a shipped preset, plus `--set key=value`. What decides content is in the
+fingerprint; where and with what it is computed (`resources`, `store`) and what it is called (`name`) is not.
 """
 
 import difflib
@@ -29,97 +29,139 @@ class Section(BaseModel):
 class Recipe(Section):
     """One LoRA fine-tune: what is trained, how fast and how long."""
 
-    rank: int = Field(8, ge=1, description="LoRA rank")
-    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
-    epochs: int = Field(3, ge=1, description="passes over the rows")
-    batch_rows: int = Field(8, ge=1, description="completions per optimizer step, over all ranks")
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="decay of the rate after warm-up")
-    warmup_share: float = Field(0.0, ge=0, lt=1, description="share of all steps spent in linear warm-up")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
-    clip: float = Field(1.0, gt=0, description="gradient norm at which an adapter's gradient is clipped")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of each LoRA pair")
-    targets: tuple[str, ...] | Literal["all-linear"] = Field("all-linear", description="module names that get LoRA")
+    rank: int = Field(default=8, ge=1, description="LoRA rank")
+    alpha: float = Field(default=16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate of AdamW")
+    epochs: int = Field(default=3, ge=1, description="passes over the rows")
+    batch_rows: int = Field(default=8, ge=1, description="completions per optimizer step, over all ranks")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="decay of the rate after warm-up"
+    )
+    warmup_share: float = Field(
+        default=0.0, ge=0, lt=1, description="share of all steps spent in linear warm-up"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip: float = Field(
+        default=1.0, gt=0, description="gradient norm at which an adapter's gradient is clipped"
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of each LoRA pair")
+    targets: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="module names that get LoRA"
+    )
 
 
 class Split(Section):
     """How the domains fall into halves."""
 
-    eval_share: float = Field(0.5, gt=0, lt=1, description="share of the groups in the meta-eval half")
-    inner_share: float = Field(0.2, ge=0, lt=1, description="share of meta-train set apart to choose recipes on")
+    eval_share: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the groups in the meta-eval half"
+    )
+    inner_share: float = Field(
+        default=0.2, ge=0, lt=1, description="share of meta-train set apart to choose recipes on"
+    )
 
 
 class Context(Section):
     """The in-context examples of an object-ICL prompt."""
 
-    k: int = Field(8, ge=1, description="examples of the training set in one prompt")
-    draws: int = Field(4, ge=1, description="independent k-draws per training domain, the questions dealt over them")
+    k: int = Field(default=8, ge=1, description="examples of the training set in one prompt")
+    draws: int = Field(
+        default=4, ge=1, description="independent k-draws per training domain, the questions dealt over them"
+    )
 
 
 class MetaSFT(Section):
     """Training the base model to foresee fine-tunes, beside its recipe."""
 
     recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=32, schedule="linear")
-    diagonal: bool = Field(False, description="also train on cells that ask a domain about itself")
-    draws: int = Field(4, ge=1, description="fresh k-draws per training domain and epoch")
-    branches: int = Field(20, ge=1, description="questions trained under one shared prefix")
+    diagonal: bool = Field(default=False, description="also train on cells that ask a domain about itself")
+    draws: int = Field(default=4, ge=1, description="fresh k-draws per training domain and epoch")
+    branches: int = Field(default=20, ge=1, description="questions trained under one shared prefix")
 
 
 class Predict(Section):
     """How predictions are sampled."""
 
-    samples: int = Field(8, ge=1, description="answers per question for the expectation; the first `samples` of the study are the sampled form")
-    untrained_k: tuple[int, ...] = Field((), description="further values of k at which the untrained model predicts")
+    samples: int = Field(
+        default=8,
+        ge=1,
+        description="answers per question for the expectation; the first `samples` of the study are the sampled form",
+    )
+    untrained_k: tuple[int, ...] = Field(
+        default=(), description="further values of k at which the untrained model predicts"
+    )
 
 
 class Judge(Section):
     """Grading of answers."""
 
-    min_mass: float = Field(0.25, gt=0, lt=1, description="probability on numbers below which an answer is unscored")
-    max_unscored: float = Field(0.05, ge=0, le=1, description="share of unscored answers above which the stage fails")
+    min_mass: float = Field(
+        default=0.25, gt=0, lt=1, description="probability on numbers below which an answer is unscored"
+    )
+    max_unscored: float = Field(
+        default=0.05, ge=0, le=1, description="share of unscored answers above which the stage fails"
+    )
 
 
 class Analysis(Section):
     """Intervals and tests."""
 
-    resamples: int = Field(1000, ge=100, description="two-way cluster bootstrap resamples")
-    deals: int = Field(100, ge=1, description="shuffles of the dealt baselines")
-    level: float = Field(0.95, gt=0.5, lt=1, description="coverage of the intervals")
+    resamples: int = Field(default=1000, ge=100, description="two-way cluster bootstrap resamples")
+    deals: int = Field(default=100, ge=1, description="shuffles of the dealt baselines")
+    level: float = Field(default=0.95, gt=0.5, lt=1, description="coverage of the intervals")
 
 
 class Resources(Section):
     """Where and with what; never part of the fingerprint."""
 
-    lanes: int = Field(1, ge=1, description="object-SFT lanes that run side by side")
-    workers_per_lane: int = Field(1, ge=1, description="data-parallel workers of one lane")
-    meta_workers: int = Field(1, ge=1, description="data-parallel workers of meta-SFT")
-    gpus_per_worker: float = Field(0, ge=0, description="GPUs of one training worker; 0 trains on CPU")
-    cpus_per_worker: float = Field(1, gt=0, description="CPUs of one training worker")
-    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
-    replicas: int = Field(1, ge=1, description="serving replicas")
-    gpus_per_replica: float = Field(0, ge=0, description="GPUs of one replica; 0 serves on CPU")
-    cpus_per_replica: float = Field(1, gt=0, description="CPUs of one replica")
-    kv_cache_gib: float = Field(0.25, gt=0, description="KV cache of a CPU replica, GiB")
-    clients: int = Field(2, ge=1, description="Ray Data actors that ask the app")
-    prompts_per_request: int = Field(64, ge=1, description="prompts of one HTTP request")
-    memory_gib: float = Field(8.0, gt=0, description="memory the plan needs on the smallest node, GiB")
+    lanes: int = Field(default=1, ge=1, description="object-SFT lanes that run side by side")
+    workers_per_lane: int = Field(default=1, ge=1, description="data-parallel workers of one lane")
+    meta_workers: int = Field(default=1, ge=1, description="data-parallel workers of meta-SFT")
+    gpus_per_worker: float = Field(
+        default=0, ge=0, description="GPUs of one training worker; 0 trains on CPU"
+    )
+    cpus_per_worker: float = Field(default=1, gt=0, description="CPUs of one training worker")
+    zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    replicas: int = Field(default=1, ge=1, description="serving replicas")
+    gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")
+    cpus_per_replica: float = Field(default=1, gt=0, description="CPUs of one replica")
+    kv_cache_gib: float = Field(default=0.25, gt=0, description="KV cache of a CPU replica, GiB")
+    clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app")
+    prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
+    memory_gib: float = Field(
+        default=8.0, gt=0, description="memory the plan needs on the smallest node, GiB"
+    )
 
 
 class Study(Section):
     """One study, complete."""
 
-    name: str = Field("study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="folder name of the run")
-    suite: str = Field("pocket_advice", description="shipped suite")
-    domains: int | None = Field(None, ge=4, description="use the first N domains of the suite; all if unset")
-    model: str = Field("lab:informative", description="`lab:NAME` for a shipped base, else a local model directory")
-    seed: int = Field(0, ge=0, description="study seed: the split and meta-SFT")
-    truth_seed: int = Field(0, ge=0, description="seed of the object-SFTs and of the k-draws; shared by studies that differ in `seed`")
-    questions: int = Field(4, ge=1, description="held-out questions asked per domain (Q)")
-    samples: int = Field(2, ge=1, description="answers per question and cell (n)")
-    temperature: float = Field(1.0, gt=0, description="sampling temperature of truth and predictors")
-    max_answer_tokens: int = Field(24, ge=1, description="token limit of an answer, for truth and predictors")
-    block_domains: int = Field(25, ge=1, description="eval domains per shard")
-    second_seed_domains: int = Field(0, ge=0, description="training domains fine-tuned with a second seed (GT-seed)")
+    name: str = Field(
+        default="study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="folder name of the run"
+    )
+    suite: str = Field(default="pocket_advice", description="shipped suite")
+    domains: int | None = Field(
+        default=None, ge=4, description="use the first N domains of the suite; all if unset"
+    )
+    model: str = Field(
+        default="lab:informative", description="`lab:NAME` for a shipped base, else a local model directory"
+    )
+    seed: int = Field(default=0, ge=0, description="study seed: the split and meta-SFT")
+    truth_seed: int = Field(
+        default=0,
+        ge=0,
+        description="seed of the object-SFTs and of the k-draws; shared by studies that differ in `seed`",
+    )
+    questions: int = Field(default=4, ge=1, description="held-out questions asked per domain (Q)")
+    samples: int = Field(default=2, ge=1, description="answers per question and cell (n)")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature of truth and predictors")
+    max_answer_tokens: int = Field(
+        default=24, ge=1, description="token limit of an answer, for truth and predictors"
+    )
+    block_domains: int = Field(default=25, ge=1, description="eval domains per shard")
+    second_seed_domains: int = Field(
+        default=0, ge=0, description="training domains fine-tuned with a second seed (GT-seed)"
+    )
     split: Split = Split()
     context: Context = Context()
     object_sft: Recipe = Recipe()
@@ -128,12 +170,16 @@ class Study(Section):
     judge: Judge = Judge()
     analysis: Analysis = Analysis()
     resources: Resources = Resources()
-    store: str = Field("runs", description="root of the store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
+    store: str = Field(
+        default="runs", description="root of the store: a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+    )
 
     @model_validator(mode="after")
     def _samples_fit(self) -> "Study":
         if self.predict.samples < self.samples:
-            raise ValueError(f"predict.samples ({self.predict.samples}) must be at least samples ({self.samples})")
+            raise ValueError(
+                f"predict.samples ({self.predict.samples}) must be at least samples ({self.samples})"
+            )
         return self
 
     def fingerprint(self) -> str:
@@ -180,7 +226,9 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]}); mend the file") from None
+        raise InputError(
+            f"{where}: not valid YAML ({' '.join(str(error).split())[:200]}); mend the file"
+        ) from None
     if values is None:
         values = {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
@@ -200,7 +248,9 @@ def _read_source(source: str) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: cannot read the study ({error}); give a YAML file or a preset") from None
+            raise InputError(
+                f"{source}: cannot read the study ({error}); give a YAML file or a preset"
+            ) from None
     near = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"unknown preset {source!r}; shipped are {', '.join(preset_names())}{hint}")
