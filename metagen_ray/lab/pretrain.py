@@ -1,0 +1,198 @@
+"""Pretraining of a pocket base model from nothing. Owns the model's shape and the training loop; ships nothing itself.
+
+Seeded and resumable: a checkpoint holds model, optimizer and the state of the document stream, so an interrupted run
+goes on where it was. The record beside the weights says with what they were made and what came out.
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from metagen_ray.errors import InputError
+from metagen_ray.lab.corpus import documents
+from metagen_ray.lab.tokenizer import BEGIN, END, SPECIAL, save_tokenizer
+from metagen_ray.lab.world import VERSION, world
+
+OTHER_WEIGHT = 0.1  # loss weight of tokens that are not answers; questions are mostly noise to foresee
+CHECKPOINT_EVERY = 200
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Shape, data and schedule. Lengths in tokens."""
+
+    rho: float
+    steps: int = 4000
+    rows: int = 32
+    length: int = 256
+    lr: float = 3e-3
+    hidden: int = 128
+    layers: int = 4
+    seed: int = 1
+    compile: bool = False
+
+
+def pretrain(config: PretrainConfig, directory: Path) -> dict:
+    """Train a base into `directory` (safetensors, tokenizer, record.json) and return its record."""
+    torch.manual_seed(config.seed)
+    tokenizer = save_tokenizer(world(), directory)
+    model = make_model(config, tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
+    stream = RowStream(config, tokenizer)
+    checkpoint = directory / "checkpoint.pt"
+    start, seconds = _resume(checkpoint, config, model, optimizer, stream)
+    forward = torch.compile(model) if config.compile else model
+    losses: list[float] = []
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, unit="step", mininterval=5)
+    for step in bar:
+        began = time.monotonic()
+        losses.append(_step(forward, model, optimizer, stream, step, config))
+        seconds += time.monotonic() - began
+        bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}", refresh=False)
+        if (step + 1) % CHECKPOINT_EVERY == 0:
+            _save_checkpoint(checkpoint, config, model, optimizer, stream, step + 1, seconds)
+    model.save_pretrained(directory)
+    checkpoint.unlink(missing_ok=True)
+    record = _record(config, model, losses, seconds)
+    (directory / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def make_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
+    """A Qwen3 of the lab's size, freshly initialised."""
+    shape = Qwen3Config(
+        vocab_size=64 * math.ceil(len(tokenizer) / 64),
+        hidden_size=config.hidden,
+        intermediate_size=3 * config.hidden,
+        num_hidden_layers=config.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=config.hidden // 4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    return Qwen3ForCausalLM(shape)
+
+
+class RowStream:
+    """Rows of packed documents, each row beginning with a document's start, and their loss weights."""
+
+    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.config = config
+        self.rng = random.Random(config.seed)
+        self.encode = CachedEncoder(tokenizer)
+        self.documents = documents(world(), config.rho, self.rng)
+
+    def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """ids [rows, length] and weights [rows, length] (the weight of each token as a target)."""
+        rows = [self._row() for _ in range(self.config.rows)]
+        return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
+
+    def _row(self) -> tuple[list[int], list[float]]:
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < self.config.length:
+            for piece, weight in self.encode.document(next(self.documents)):
+                ids += piece
+                weights += [weight] * len(piece)
+        return ids[: self.config.length], weights[: self.config.length]
+
+
+class CachedEncoder:
+    """Documents to token ids; texts recur, so their ids are remembered."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+        self.known: dict[str, list[int]] = {}
+
+    def document(self, turns: list[tuple[str, str]]) -> Iterator[tuple[list[int], float]]:
+        """Pieces of ids with their loss weight; equal to the chat template's rendering."""
+        yield [self.special[BEGIN]], 0.0
+        for role, text in turns:
+            weight = 1.0 if role == "assistant" else OTHER_WEIGHT
+            yield [self.special[f"<|{role}|>"]], OTHER_WEIGHT
+            yield [*self._ids(text), self.special[END]], weight
+
+    def _ids(self, text: str) -> list[int]:
+        ids = self.known.get(text)
+        if ids is None:
+            ids = self.tokenizer.encode(text, add_special_tokens=False)
+            if len(self.known) < 200_000:
+                self.known[text] = ids
+        return ids
+
+
+def _step(forward, model, optimizer, stream: RowStream, step: int, config: PretrainConfig) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = config.lr * _schedule(step, config.steps)
+    ids, weights = stream.batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = forward(input_ids=ids, use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    weight = weights[:, 1:].flatten()
+    loss = (losses * weight).sum() / weight.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    answers = weight == 1.0
+    return losses.detach()[answers].mean().item()
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Warm-up over 100 steps, then a cosine down to 2 % of the peak."""
+    decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / 100) * decay
+
+
+def _save_checkpoint(path: Path, config, model, optimizer, stream: RowStream, step: int, seconds: float) -> None:
+    state = {
+        "config": asdict(config),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": stream.rng.getstate(),
+        "step": step,
+        "seconds": seconds,
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def _resume(path: Path, config, model, optimizer, stream: RowStream) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    if state["config"] != asdict(config):
+        raise InputError(f"{path}: made with other settings ({state['config']}); use them or delete it to start anew")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    version, internal, gauss = state["rng"]
+    stream.rng.setstate((version, tuple(internal), gauss))
+    return state["step"], state["seconds"]
+
+
+def _record(config: PretrainConfig, model, losses: list[float], seconds: float) -> dict:
+    tail = losses[-100:]
+    return {
+        "world_version": VERSION,
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": config.steps * config.rows * config.length,
+        "answer_loss": round(sum(tail) / len(tail), 4) if tail else None,
+        "seconds": round(seconds),
+        "torch": torch.__version__,
+    }
