@@ -7,12 +7,15 @@ Shape suffixes: R training domain, C eval domain. NaN is a missing cell.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from metagen_ray.analysis.entries import GT, GT_SAME, GT_SEED
+from metagen_ray.analysis.fields import Field
 from metagen_ray.analysis.grid import Floats
 from metagen_ray.analysis.student import t_quantile, t_upper
+from metagen_ray.analysis.tables import EVALUATION, FORMS, ClaimRow, ContrastRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +78,72 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
         reached = max(reached, min(1.0, (len(order) - rank) * value))
         adjusted[i] = reached
     return adjusted
+
+
+def contrast_rows(
+    splits: Sequence[Sequence[Field]], subject: str, level: float, min_domains: int
+) -> list[ContrastRow]:
+    """The subject against every other predictor that all splits have, in each evaluation quadrant and form.
+
+    Floors are no rivals and get no row; Holm's family is all rows of one form.
+    """
+    rows: list[ContrastRow] = []
+    for form in FORMS:
+        own = []
+        for quadrant in EVALUATION:
+            fields = [f for split in splits for f in split if f.region.quadrant == quadrant]
+            own += [_contrast(fields, subject, rival, form, level, min_domains) for rival in _rivals(fields, subject)]
+        adjusted = holm([row.p for row in own])
+        rows += [replace(row, p_holm=p) for row, p in zip(own, adjusted, strict=True)]
+    return rows
+
+
+def claims(rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05) -> list[ClaimRow]:
+    """ "Beats all everywhere", once per form: it holds if every single one-sided test rejects at `alpha`."""
+    return [_claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha) for form in FORMS]
+
+
+def _claim(
+    rows: Sequence[ContrastRow], subject: str, against: tuple[str, ...], form: str, alpha: float
+) -> ClaimRow:
+    place = (subject, against, EVALUATION, form)
+    by_pair = {(row.against, row.quadrant): row for row in rows}
+    tests = {(rival, quadrant): by_pair.get((rival, quadrant)) for rival in against for quadrant in EVALUATION}
+    for (rival, quadrant), row in tests.items():
+        if row is None or row.p_better is None:
+            why = "no such predictor" if row is None else row.reason
+            return ClaimRow(*place, None, None, None, f"no test against {rival} in {quadrant}: {why}")
+    p, rival, quadrant = max((row.p_better or 0.0, *pair) for pair, row in tests.items() if row is not None)
+    return ClaimRow(*place, p, p < alpha, f"{rival} in {quadrant}", None)
+
+
+def _rivals(fields: Sequence[Field], subject: str) -> list[str]:
+    """Predictors of all splits but the subject and the floors; none where a split lacks the subject."""
+    if not fields or any(field.find(subject, "") is None for field in fields):
+        return []
+    names = list(dict.fromkeys(entry.predictor for entry in fields[0].entries))
+    shared = [name for name in names if all(field.find(name, "") for field in fields)]
+    return [name for name in shared if name not in (subject, GT, GT_SAME, GT_SEED)]
+
+
+def _contrast(
+    fields: Sequence[Field], subject: str, rival: str, form: str, level: float, min_domains: int
+) -> ContrastRow:
+    parts = [_differences(field, subject, rival, form) for field in fields]
+    test = clustered_test(parts, level, min_domains)
+    means = [float(np.nanmean(part.value_RC)) for part in parts if not np.isnan(part.value_RC).all()]
+    complete = len(means) == len(parts)
+    return ContrastRow(
+        subject, rival, fields[0].region.quadrant, form, test.difference, test.low, test.high, test.t, test.df, test.p,
+        None, test.p_better, test.cells, len(parts), sum(mean < 0 for mean in means) if complete else None,
+        float(np.std(means, ddof=1)) if complete and len(means) > 1 else None, test.reason,
+    )  # fmt: skip
+
+
+def _differences(field: Field, subject: str, rival: str, form: str) -> Differences:
+    own, other = field.find(subject, form), field.find(rival, form)
+    assert own is not None and other is not None
+    return Differences(own.error2_RC - other.error2_RC, field.row_ids, field.col_ids, field.region.crossed)
 
 
 def _cluster_sums(parts: Sequence[Differences], axis: int) -> dict[Hashable, float]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metagen_ray.analysis.grid import Bools, Floats, Grid
-from metagen_ray.analysis.tables import DIAGONAL, EVAL_EVAL, EVAL_TRAIN, TRAIN_EVAL, TRAIN_TRAIN
+from metagen_ray.analysis.tables import DIAGONAL, EVAL_EVAL, EVAL_TRAIN, SAMPLED, TRAIN_EVAL, TRAIN_TRAIN
 
 Pairs = Callable[[np.random.Generator, int], Iterator[tuple[Floats, Floats]]]
 
@@ -39,7 +39,7 @@ class Entry:
     `error2_RC` is the (expected) squared error of each cell, `score_RCO` what was predicted (None for a floor).
     `silent` maps metrics that mean nothing for this predictor to the reason. Where `pairs` is given, correlations
     are means over random (prediction, truth) pairs: deals of labels, or halves of the answers; `lengthen` then
-    brings a half's correlation to full length (Spearman-Brown).
+    brings a half's correlation to full length (Spearman-Brown). `absent` says why the predictor has no cell here.
     """
 
     predictor: str
@@ -50,6 +50,7 @@ class Entry:
     silent: Mapping[str, str] = field(default_factory=dict)
     pairs: Pairs | None = None
     lengthen: float | None = None
+    absent: str = "no cell has both an answer of this predictor and a scored truth"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,16 @@ class Field:
     col_ids: tuple[str, ...]
     truth_RCO: Floats
     entries: tuple[Entry, ...]
+
+    def ones(self) -> tuple[Floats, Floats]:
+        """Row and column weights of the quadrant as it is: a single resample that draws every domain once."""
+        rows, columns = self.truth_RCO.shape[:2]
+        return np.ones((1, rows)), np.ones((1, columns))
+
+    def find(self, predictor: str, form: str) -> Entry | None:
+        """The predictor's entry; one that has a single form stands for both."""
+        own = {entry.form: entry for entry in self.entries if entry.predictor == predictor}
+        return own.get(form, own.get(SAMPLED))
 
 
 def same_domain(grid: Grid) -> Bools:
