@@ -1,0 +1,111 @@
+"""The frozen base model: loading it, reading a pack with it, and which models may share a prefix. Knows no optimizer."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metagen_ray.errors import InputError
+from metagen_ray.training.lora import LoraShape, LoraSlots
+from metagen_ray.training.rows import Pack, Tree, split_by_size
+
+CPU_PACK_TOKENS = 512  # above this the square of the mask costs more than the calls it saves
+GPU_PACK_TOKENS = 4096
+
+
+class AdaptedModel(nn.Module):
+    """A frozen decoder with one trainable adapter, `flat`. Calling it on a pack gives -log p of each completion token."""
+
+    def __init__(self, base: nn.Module, shape: LoraShape, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.slots = LoraSlots(base, shape)
+        self.base = base
+        self.flat = nn.Parameter(torch.zeros(self.slots.size))
+        self.not_full = layers_without_full_attention(base.config)
+        self.to(device)
+        self.pack_tokens = CPU_PACK_TOKENS if self.device.type == "cpu" else GPU_PACK_TOKENS
+
+    @property
+    def device(self) -> torch.device:
+        """Where the adapter lives."""
+        return self.flat.device
+
+    def forward(self, pack: Pack) -> torch.Tensor:
+        self.slots.lend(self.flat)
+        pack = pack if self.device.type == "cpu" else pack.to(self.device)
+        mask = None if pack.is_plain else pack.visible_SS()[None, None]
+        logits_CV = self.base(
+            input_ids=pack.token_S[None],
+            position_ids=pack.position_S[None],
+            attention_mask=mask,
+            logits_to_keep=pack.source_C,
+            use_cache=False,
+        ).logits[0]
+        return F.cross_entropy(logits_CV.float(), pack.label_C, reduction="none")
+
+    def groups(self, trees: list[Tree]) -> list[list[Tree]]:
+        """Trees by pack: as many as fit where all layers attend fully, else row by row.
+
+        InputError where branches share a prefix and a layer cannot: the mask would be ignored and gradients wrong.
+        """
+        if not self.not_full:
+            return split_by_size(trees, self.pack_tokens)
+        if any(len(tree.branches) > 1 for tree in trees):
+            raise InputError(
+                f"this model cannot train with shared prefixes: {describe_layers(self.not_full)}; "
+                "use a model whose layers all have full attention, or one branch per tree"
+            )
+        return [[tree] for tree in trees]
+
+
+def load_base(
+    directory: str | Path, device: torch.device | str = "cpu", checkpointing: bool = False
+) -> nn.Module:
+    """The decoder in `directory`, frozen: fp32 on a CPU, bf16 on a GPU. InputError if it is no such directory."""
+    from transformers import AutoModelForCausalLM, logging
+
+    if not (Path(directory) / "config.json").is_file():
+        raise InputError(
+            f"{directory}: no model there (config.json is missing); give a Hugging Face model directory"
+        )
+    logging.disable_progress_bar()
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(
+        os.fspath(directory),
+        dtype=dtype,
+        attn_implementation="sdpa",
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+    return freeze(model.to(device), checkpointing)
+
+
+def freeze(model: Any, checkpointing: bool = False) -> nn.Module:
+    """Switch off gradients and caches; optionally recompute activations in the backward pass."""
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def layers_without_full_attention(config: Any) -> dict[str, list[int]]:
+    """Layer numbers by kind of attention, for all kinds but full attention; empty if a prefix can be shared."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or getattr(text, "layers_block_type", None)
+    if kinds is None and getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
+        kinds = ["sliding_attention"] * text.num_hidden_layers
+    odd: dict[str, list[int]] = {}
+    for number, kind in enumerate(kinds or ()):
+        if kind not in ("full_attention", "attention"):
+            odd.setdefault(kind, []).append(number)
+    return odd
+
+
+def describe_layers(odd: Mapping[str, list[int]]) -> str:
+    """Kinds and numbers of layers, for a message."""
+    return "; ".join(f"layers {', '.join(map(str, numbers))} are {kind}" for kind, numbers in odd.items())

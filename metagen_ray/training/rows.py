@@ -1,0 +1,178 @@
+"""What is trained on: trees of token rows, and the packs that a model reads. Knows nothing of models, recipes or stages.
+
+A tree is a prefix that is read once and branches that each continue it; a plain fine-tuning row is a tree with an empty
+prefix and one branch. A pack lays trees one after the other into one sequence. A token sees its tree's prefix, its own
+branch and nothing else; a branch's positions restart at the prefix's end, so every number equals that of the row alone.
+Branches of one tree with the same prompt (answers to one question) share that prompt as well.
+
+Axes: S token of the pack, C completion token of the pack.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+PREFIX = -1  # the group and the leaf of a token that all branches of its tree see
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One continuation of a prefix; the loss is on `completion` alone."""
+
+    prompt: list[int]
+    completion: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A prefix and what follows it; the completion of every branch has at least one token before it."""
+
+    prefix: list[int]
+    branches: tuple[Branch, ...]
+
+    def completion_tokens(self) -> int:
+        """Tokens under the loss."""
+        return sum(len(b.completion) for b in self.branches)
+
+    def read_tokens(self) -> int:
+        """Tokens a model reads: shared prompts once, and never the last token of a completion, which predicts nothing."""
+        prompts = {tuple(b.prompt) for b in self.branches}
+        return len(self.prefix) + sum(map(len, prompts)) + sum(len(b.completion) - 1 for b in self.branches)
+
+
+def plain_row(prompt: list[int], completion: list[int]) -> Tree:
+    """An ordinary fine-tuning row as a tree."""
+    return Tree([], (Branch(prompt, completion),))
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One sequence a model reads, and what it must predict. The last three of the S fields decide who sees whom."""
+
+    token_S: torch.Tensor
+    position_S: torch.Tensor
+    tree_S: torch.Tensor
+    group_S: torch.Tensor
+    leaf_S: torch.Tensor
+    source_C: torch.Tensor
+    label_C: torch.Tensor
+    branch_C: torch.Tensor
+    is_plain: bool  # one straight row: ordinary causal attention serves
+    weight: float = 1.0
+
+    def visible_SS(self) -> torch.Tensor:
+        """Boolean [reader, read]: earlier tokens of the same tree that lie on the reader's path."""
+        order = torch.arange(len(self.token_S), device=self.token_S.device)
+        seen = (self.tree_S[:, None] == self.tree_S[None]) & (order[:, None] >= order[None])
+        seen &= (self.group_S[None] == PREFIX) | (self.group_S[:, None] == self.group_S[None])
+        return seen & ((self.leaf_S[None] == PREFIX) | (self.leaf_S[:, None] == self.leaf_S[None]))
+
+    def to(self, device: torch.device) -> "Pack":
+        """The same pack on another device."""
+        tensors = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("is_plain", "weight")
+        }
+        return replace(
+            self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        )
+
+
+def pack(trees: Sequence[Tree], weight: float = 1.0) -> Pack:
+    """Lay trees into one sequence; branches are numbered through all of them. ValueError if a completion has no context."""
+    columns = _Columns()
+    for tree_id, tree in enumerate(trees):
+        columns.add_tree(tree_id, tree)
+    long = [torch.tensor(c, dtype=torch.long) for c in columns.as_lists()]
+    return Pack(*long, is_plain=len(trees) == 1 and len(trees[0].branches) == 1, weight=weight)
+
+
+def split_by_size(trees: Sequence[Tree], limit_tokens: int) -> list[list[Tree]]:
+    """Groups whose reading fits `limit_tokens` each, largest trees first; a tree above the limit stands alone."""
+    groups: list[list[Tree]] = []
+    room: list[int] = []
+    for tree in sorted(trees, key=Tree.read_tokens, reverse=True):
+        size = tree.read_tokens()
+        at = next((i for i, free in enumerate(room) if free >= size), None)
+        if at is None:
+            groups.append([tree])
+            room.append(limit_tokens - size)
+        else:
+            groups[at].append(tree)
+            room[at] -= size
+    return groups
+
+
+def step_batches(trees: Sequence[Tree], order: Sequence[int], batch_rows: int) -> Iterator[list[Tree]]:
+    """Trees in `order`, cut into optimizer steps: a step closes once it holds `batch_rows` completions. The rest counts."""
+    step: list[Tree] = []
+    rows = 0
+    for index in order:
+        step.append(trees[index])
+        rows += len(trees[index].branches)
+        if rows >= batch_rows:
+            yield step
+            step, rows = [], 0
+    if step:
+        yield step
+
+
+class _Columns:
+    """The lists behind a Pack while it is laid."""
+
+    def __init__(self) -> None:
+        self.token: list[int] = []
+        self.position: list[int] = []
+        self.tree: list[int] = []
+        self.group: list[int] = []
+        self.leaf: list[int] = []
+        self.source: list[int] = []
+        self.label: list[int] = []
+        self.branch: list[int] = []
+        self.groups = self.leaves = 0
+
+    def as_lists(self) -> tuple[list[int], ...]:
+        return (
+            self.token,
+            self.position,
+            self.tree,
+            self.group,
+            self.leaf,
+            self.source,
+            self.label,
+            self.branch,
+        )
+
+    def add_tree(self, tree: int, rows: Tree) -> None:
+        prefix_end = self._segment(rows.prefix, 0, tree, PREFIX, PREFIX)
+        by_prompt: dict[tuple[int, ...], list[tuple[int, Branch]]] = {}
+        for number, branch in enumerate(rows.branches, start=self.leaves):
+            by_prompt.setdefault(tuple(branch.prompt), []).append((number, branch))
+        for prompt, branches in by_prompt.items():
+            start = len(rows.prefix)
+            end = self._segment(prompt, start, tree, self.groups, PREFIX) if prompt else prefix_end
+            for leaf, branch in branches:
+                self._completion(branch, start + len(prompt), end, tree, leaf)
+            self.groups += 1
+        self.leaves += len(rows.branches)
+
+    def _segment(self, tokens: Sequence[int], position: int, tree: int, group: int, leaf: int) -> int:
+        """Append tokens; the index of the last token laid so far in this tree's path, or -1 where there is none."""
+        size = len(tokens)
+        self.token += tokens
+        self.position += range(position, position + size)
+        self.tree += [tree] * size
+        self.group += [group] * size
+        self.leaf += [leaf] * size
+        return len(self.token) - 1 if size else -1
+
+    def _completion(self, branch: Branch, position: int, last_context: int, tree: int, leaf: int) -> None:
+        if last_context < 0 or not branch.completion:
+            raise ValueError(
+                f"branch {leaf} of the pack has an empty completion or nothing before it; nothing predicts it"
+            )
+        first = len(self.token)
+        self._segment(branch.completion[:-1], position, tree, self.groups, leaf)
+        self.source += [last_context, *range(first, len(self.token))]
+        self.label += branch.completion
+        self.branch += [leaf] * len(branch.completion)
