@@ -1,0 +1,159 @@
+"""Objects in a bucket of S3 (or what speaks it) or GCS, through obstore. Knows nothing of shards.
+
+Credentials come from the environment alone (AWS_*, GOOGLE_*, instance roles); an address that carries one is refused.
+"""
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+
+import obstore
+from obstore import exceptions
+from obstore.store import GCSStore, S3Store
+
+from metagen_ray.errors import StoreError
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+_S3_OPTIONS = ("endpoint", "region", "allow_http")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_TRIES = 3
+"""Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
+
+# A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon.
+_TIMES: "ClientConfig" = {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=5)}
+PATIENT: "RetryConfig" = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
+HASTY: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
+
+
+class CloudObjects:
+    """Objects below the prefix of one bucket; `retries` bounds how long a failing service is asked again."""
+
+    def __init__(self, url: str, retries: "RetryConfig" = PATIENT):
+        self.root = url
+        self._address = url.partition("?")[0].rstrip("/")
+        with self._explained(""):
+            self._store = _connect(url, retries)
+
+    def create(self, path: str, data: bytes) -> bool:  # noqa: D102 (the protocol says it)
+        for _ in range(_TRIES):
+            with self._explained(path), contextlib.suppress(exceptions.AlreadyExistsError):
+                obstore.put(self._store, path, data, mode="create")
+                return True
+            if self.exists(path):
+                return False
+        raise StoreError(f"store {self.where(path)}: the service refuses the object, yet has none; try again")
+
+    def replace(self, path: str, data: bytes) -> None:  # noqa: D102
+        with self._explained(path):
+            obstore.put(self._store, path, data, use_multipart=False)
+
+    def read(self, path: str) -> bytes | None:  # noqa: D102
+        dated = self.read_dated(path)
+        return None if dated is None else dated[0]
+
+    def read_tail(self, path: str, limit: int) -> bytes | None:  # noqa: D102
+        with self._explained(path), contextlib.suppress(FileNotFoundError):
+            return bytes(obstore.get(self._store, path, options={"range": {"suffix": limit}}).bytes())
+        return None
+
+    def read_dated(self, path: str) -> tuple[bytes, datetime] | None:  # noqa: D102
+        with self._explained(path), contextlib.suppress(FileNotFoundError):
+            found = obstore.get(self._store, path)
+            return bytes(found.bytes()), found.meta["last_modified"]
+        return None
+
+    def exists(self, path: str) -> bool:  # noqa: D102
+        with self._explained(path), contextlib.suppress(FileNotFoundError):
+            obstore.head(self._store, path)
+            return True
+        return False
+
+    def list(self, folder: str) -> Iterator[str]:  # noqa: D102
+        with self._explained(folder):
+            for page in obstore.list(self._store, folder, chunk_size=1000):
+                yield from (found["path"] for found in page)
+
+    def delete(self, path: str) -> None:  # noqa: D102
+        with self._explained(path), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, path)
+
+    def where(self, path: str) -> str:  # noqa: D102
+        return f"{self._address}/{path}"
+
+    @contextlib.contextmanager
+    def _explained(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
+            raise StoreError(
+                f"store {self.where(path)}: access denied; {_credentials_advice(self.root)}"
+            ) from None
+        except FileNotFoundError as error:
+            raise StoreError(f"store {self._address}: {_missing(error)}") from None
+        except (exceptions.AlreadyExistsError, StoreError):
+            raise
+        except (exceptions.BaseError, ValueError, TypeError) as error:
+            raise StoreError(f"store {self.where(path)}: {_reason(error, self.root)}") from None
+
+
+def _connect(url: str, retries: "RetryConfig") -> S3Store | GCSStore:
+    parts = urlsplit(url)
+    bucket, prefix = parts.netloc, parts.path.strip("/")
+    if "@" in bucket + parts.query:
+        raise StoreError(
+            "the store's address carries a user or key; leave it out and export it in the environment"
+        )
+    if not _BUCKET.fullmatch(bucket):
+        raise StoreError(f"store {url}: {bucket!r} is no bucket name; write {parts.scheme}://BUCKET/PREFIX")
+    options = _options(parts.scheme, parts.query)
+    common: dict[str, Any] = {"prefix": prefix or None, "retry_config": retries}
+    if parts.scheme == "gs":
+        return GCSStore(bucket, client_options=_TIMES, **common)
+    endpoint = options.get("endpoint") or next((os.environ[k] for k in _ENDPOINTS if os.environ.get(k)), "")
+    allowed = options.pop("allow_http", str(endpoint.startswith("http://"))).lower() in ("true", "1")
+    return S3Store(bucket, client_options={**_TIMES, "allow_http": allowed}, **options, **common)
+
+
+def _options(scheme: str, query: str) -> dict[str, str]:
+    known = _S3_OPTIONS if scheme == "s3" else ()
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+            raise StoreError(f"the store's address has the unknown option {name!r}; {hint}")
+    return options
+
+
+def _credentials_advice(url: str) -> str:
+    if url.startswith("gs:"):
+        return "check GOOGLE_APPLICATION_CREDENTIALS and the rights of that account on the bucket"
+    return "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and their rights on the bucket"
+
+
+def _missing(error: FileNotFoundError) -> str:
+    if "NoSuchBucket" in str(error) or "bucket does not exist" in str(error):
+        return "there is no such bucket; make it, or correct the address"
+    return f"not found ({str(error).splitlines()[0][:200]})"
+
+
+def _reason(error: Exception, url: str) -> str:
+    text = str(error)
+    if "169.254.169.254" in text or "metadata.google.internal" in text:
+        return f"no credentials found; {_credentials_advice(url)}"
+    if "NoSuchBucket" in text:
+        return "there is no such bucket; make it, or correct the address"
+    line = (text.splitlines() or [type(error).__name__])[0][:300]
+    for name in _SECRETS:
+        if os.environ.get(name):
+            line = line.replace(os.environ[name], "***")
+    return f"{line}; check the address, the region and the network"
