@@ -1,0 +1,79 @@
+"""One pass over shards with Ray Data: dealt evenly to async workers, every shard ends as an outcome. Knows no stage.
+
+Rows are repartitioned to one shard per block, else one worker gets them all. A worker never raises for a shard, since one
+exception would end the whole pass: what fails comes back as an outcome with its reason.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import ray
+
+from metagen_ray.errors import StageError, UserError
+
+Row = dict[str, Any]
+
+
+class ShardWorker(Protocol):
+    """Does one shard and commits it; returns figures for the ledger."""
+
+    async def do(self, row: Row) -> Mapping[str, float]: ...
+
+
+class _Actor:
+    """What Ray Data calls: a worker, with failures turned into outcomes."""
+
+    def __init__(self, make: Callable[..., ShardWorker], arguments: Mapping[str, Any]) -> None:
+        self._worker = make(**arguments)
+
+    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        for row in batch["row"]:
+            yield {key: [value] for key, value in (await self._outcome(dict(row))).items()}
+
+    async def _outcome(self, row: Row) -> Row:
+        began = time.monotonic()
+        outcome: Row = {"key": row["key"], "reason": "", "figures": {}}
+        try:
+            outcome["figures"] = dict(await self._worker.do(row))
+        except (UserError, OSError, ValueError) as error:
+            outcome["reason"] = f"{type(error).__name__}: {error}"
+        return {**outcome, "seconds": time.monotonic() - began}
+
+
+def run_shards(
+    what: str,
+    make: Callable[..., ShardWorker],
+    arguments: Mapping[str, Any],
+    rows: Sequence[Row],
+    actors: int,
+    on_outcome: Callable[[Row], None],
+) -> None:
+    """Do every row (a dict with a `key`) and report each outcome as it comes.
+
+    Raises StageError after all others are done if some failed, naming the first.
+    """
+    if not rows:
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=len(rows)).map_batches(
+        _Actor,
+        fn_constructor_args=(make, dict(arguments)),
+        batch_size=1,
+        batch_format="numpy",
+        concurrency=min(actors, len(rows)),
+        num_cpus=0.05,
+    )
+    failed = []
+    for outcome in dataset.iter_rows():
+        on_outcome(outcome)
+        if outcome["reason"]:
+            failed.append(outcome)
+    if failed:
+        first = failed[0]
+        raise StageError(
+            f"{what}: {len(failed)} of {len(rows)} shards failed; the first, {first['key'][:12]}: {first['reason']}. "
+            "What was done is kept; run again to do the rest"
+        )
