@@ -1,4 +1,4 @@
-"""A tiny random Qwen3 with a fast tokenizer, made on the fly. Owns its vocabulary; knows nothing of what a test asks."""
+"""A tiny random Qwen3 with a fast tokenizer, made on the fly. Owns its vocabulary; knows no test."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,9 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-WORDS = "the a of to and is it you should not always never ask money friend doctor help good bad Question Answer Score Rate".split()
+WORDS = (
+    "the a of to and is it you should not always never ask money friend doctor help good bad Score".split()
+)
 
 
 def make_tokenizer(vocab: Literal["words", "digits"] = "words") -> Any:
@@ -23,11 +25,17 @@ def make_tokenizer(vocab: Literal["words", "digits"] = "words") -> Any:
     pieces = dict.fromkeys([*SPECIAL, *letters, *numbers, *words])
     ids = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(ids, merges=[], ignore_merges=True))
-    split = [pre_tokenizers.Digits(individual_digits=vocab == "digits"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    split = [
+        pre_tokenizers.Digits(individual_digits=vocab == "digits"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>", additional_special_tokens=list(SPECIAL[:3])
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        additional_special_tokens=list(SPECIAL[:3]),
     )
     fast.chat_template = TEMPLATE
     return fast
