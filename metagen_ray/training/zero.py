@@ -1,0 +1,128 @@
+"""The DeepSpeed engine: ZeRO 0, 1 or 2 over torch.distributed. Owns DeepSpeed's traps; knows nothing of Ray or data.
+
+torch.distributed must be up (Ray Train does it; `start_alone` for one process). The adapter is one flat tensor, so DeepSpeed
+handles one parameter whatever the model: one hook, one bucket, one optimizer state.
+"""
+
+import importlib
+import logging
+import os
+import tempfile
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from metagen_ray.errors import StageError
+from metagen_ray.training.base import AdaptedModel
+from metagen_ray.training.core import Batch
+from metagen_ray.training.lora import Adapter
+from metagen_ray.training.plain import adamw, forget, set_rate
+from metagen_ray.training.rows import Tree
+
+
+class DeepSpeedEngine:
+    """The step engine of a lane or of meta-SFT; every rank calls every method. One engine serves all adapters of a
+    process, because a second deepspeed.initialize leaks what the first one held."""
+
+    def __init__(self, model: AdaptedModel, zero_stage: int) -> None:
+        self.model = model
+        self.zero_stage = zero_stage
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.optimizer = adamw(model)
+        self.engine: Any = _initialize(model, self.optimizer, zero_stage)
+
+    def groups(self, trees: list[Tree]) -> list[list[Tree]]:
+        """Trees by pack."""
+        return self.model.groups(trees)
+
+    def step(self, batch: Batch, lr: float, clip: float) -> float:
+        """One update; the mean loss per completion token over all ranks before it."""
+        mine = torch.zeros((), device=self.model.device)
+        for number, pack in enumerate(batch.packs, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(batch.packs))
+            loss = self.engine(pack).sum() * (pack.weight / batch.tokens)
+            self.engine.backward(loss * self.world)  # DeepSpeed averages over ranks, the loss is a sum over them
+            mine += loss.detach()
+        total = self._clip(clip, mine)
+        set_rate(self.optimizer, lr)
+        self.engine.step()
+        return total
+
+    def reset(self, seed: int, weight_decay: float) -> None:
+        """A fresh adapter drawn from `seed`, on every rank and in ZeRO's partitions, and an optimizer without memory."""
+        with torch.no_grad():
+            self.model.flat.copy_(self.model.slots.initial(seed))
+        if self.zero_stage:
+            self.engine.optimizer.refresh_fp32_params()
+        forget(self.optimizer, weight_decay)
+
+    def adapter(self) -> Adapter:
+        """The adapter under PEFT's names; ZeRO has gathered it after every step."""
+        return self.model.slots.named(self.model.flat)
+
+    def _clip(self, clip: float, loss: torch.Tensor) -> float:
+        """Scale the gradient to norm `clip` at most; returns the loss summed over ranks, in the same all-reduce.
+
+        DeepSpeed's own clip is one norm over all parameters, which a bank of adapters cannot use; and it skips a step
+        with an infinite gradient without a word.
+        """
+        if self.zero_stage:
+            gradients = self.engine.optimizer.averaged_gradients[0]  # this rank's partition; p.grad is None
+            share = 1.0
+        else:
+            gradients = [self.model.flat.grad]  # whole and equal on every rank
+            share = 1.0 / self.world
+        sums = torch.stack([sum(g.square().sum() for g in gradients) * share, loss])
+        if self.world > 1:
+            dist.all_reduce(sums)
+        norm, total = sums[0].sqrt().item(), sums[1].item()
+        if not norm < float("inf"):
+            raise StageError(f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate")
+        if norm > clip:
+            for gradient in gradients:
+                gradient.mul_(clip / (norm + 1e-6))
+        return total
+
+
+def start_alone() -> None:
+    """torch.distributed with this process as the whole world, for an engine outside Ray; does nothing if it is up."""
+    if dist.is_initialized():
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    with tempfile.NamedTemporaryFile(prefix="metagen-rendezvous-", delete=False) as file:
+        dist.init_process_group(backend, init_method=f"file://{file.name}", rank=0, world_size=1)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, quiet, and without its run-time C++ build of a shared-memory all-reduce (70 s, needs a compiler)."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed = importlib.import_module("deepspeed")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    compatible = importlib.import_module("deepspeed.ops").__compatible_ops__
+    compatible["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _initialize(model: AdaptedModel, optimizer: torch.optim.Optimizer, zero_stage: int) -> Any:
+    size = model.flat.numel()
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": 0.0,
+        "steps_per_print": None,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": size,  # the default allocates 2 GB in every backward
+            "allgather_bucket_size": size,
+        },
+    }
+    engine, *_ = import_deepspeed().initialize(
+        model=model, optimizer=optimizer, model_parameters=[model.flat], config=config, dist_init_required=False
+    )
+    return engine
