@@ -59,6 +59,10 @@ class Split(Section):
     inner_share: float = Field(
         default=0.2, ge=0, lt=1, description="share of meta-train set apart to choose recipes on"
     )
+    evaluate: Literal["eval", "inner"] = Field(
+        default="eval",
+        description="`inner` evaluates on the inner part of meta-train and leaves the eval half alone: for tuning",
+    )
 
 
 class Context(Section):
@@ -73,10 +77,11 @@ class Context(Section):
 class MetaSFT(Section):
     """Training the base model to foresee fine-tunes, beside its recipe."""
 
-    recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=32, schedule="linear")
+    recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=64, schedule="linear")
     diagonal: bool = Field(default=False, description="also train on cells that ask a domain about itself")
-    draws: int = Field(default=4, ge=1, description="fresh k-draws per training domain and epoch")
-    branches: int = Field(default=20, ge=1, description="questions trained under one shared prefix")
+    branches: int = Field(
+        default=8, ge=1, description="questions trained under one shared prefix, a fresh k-draw each"
+    )
 
 
 class Predict(Section):
@@ -158,7 +163,7 @@ class Study(Section):
     max_answer_tokens: int = Field(
         default=24, ge=1, description="token limit of an answer, for truth and predictors"
     )
-    block_domains: int = Field(default=25, ge=1, description="eval domains per shard")
+    block_domains: int = Field(default=20, ge=1, description="eval domains per shard")
     second_seed_domains: int = Field(
         default=0, ge=0, description="training domains fine-tuned with a second seed (GT-seed)"
     )

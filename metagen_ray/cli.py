@@ -1,0 +1,160 @@
+"""metagen: the only place that parses arguments. Owns commands, their output and exit codes; computes nothing itself.
+
+Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 store · 4 machine or cluster · 5 a stage failed · 7 another driver
+holds the run · 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metagen_ray.errors import InputError, UserError
+from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
+
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except UserError as error:
+        print(f"metagen: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("metagen: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="metagen", description="Predict what a fine-tune will do before it is run.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("plan", _plan, "show stages, shards and tokens: what is done, what is missing and why"),
+        ("run", _run, "run a study; what is done already is not done again"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("study", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
+        sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+        sub.set_defaults(command=command)
+        if name == "run":
+            sub.add_argument("--address", help="Ray cluster to join; a local one is started otherwise")
+            sub.add_argument("--repair", action="store_true", help="drop damaged shards and compute them again")
+    for name, command, text in (
+        ("status", _status, "how far a run is"),
+        ("report", _report, "write a run's report again from its committed answers"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("run", help="name of the run, as `metagen run` prints it, or a preset or YAML file")
+        sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
+        sub.set_defaults(command=command)
+    _add_lab(commands)
+    return parser
+
+
+def _add_lab(commands) -> None:
+    text = "make a pocket base model from nothing"
+    lab = commands.add_parser("lab", help="the pocket world").add_subparsers(required=True, metavar="COMMAND")
+    sub = lab.add_parser("pretrain", help=text, description=text)
+    sub.add_argument("directory", type=Path, help="where weights, tokenizer and record go; an interrupted run goes on there")
+    sub.add_argument("--rho", type=float, required=True, help="share of threads by one author: 0.5 informative, 0 blind")
+    sub.add_argument("--steps", type=int, help="optimizer steps of 32 rows x 256 tokens")
+    sub.add_argument("--seed", type=int)
+    sub.add_argument("--hidden", type=int, help="width of the model")
+    sub.add_argument("--layers", type=int)
+    sub.add_argument("--compile", action="store_true", default=None, help="compile the model; needs a C++ compiler, 1.5x faster")
+    sub.set_defaults(command=_pretrain)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from metagen_ray.stages.context import StudyContext
+    from metagen_ray.stages.plan import Plan
+
+    study = load_study(options.study, options.overrides)
+    plan = Plan(StudyContext(study))
+    print(f"run {study.run_name()}  suite {study.suite} ({len(plan.context.active)} domains)  model {study.model}")
+    halves = plan.context.halves
+    print(f"meta-train {len(halves.meta_train)} domains, meta-eval {len(halves.meta_eval)}, seed {study.seed}")
+    _print_status(plan)
+    return 0
+
+
+def _print_status(plan) -> None:
+    from metagen_ray.stages.status import Status
+
+    print(f"{'stage':20s} {'shards':>7s} {'done':>7s} {'missing':>8s} {'tokens left':>12s}  missing because")
+    for line in Status(plan).lines():
+        why = "" if not line.missing else f"waits for {line.waits_for}" if line.waits_for else "not run yet"
+        print(f"{line.stage:20s} {line.shards:7d} {line.done:7d} {line.missing:8d} {line.tokens:12,d}  {why}")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from metagen_ray.stages.driver import run_study
+
+    study = load_study(options.study, options.overrides)
+    run_study(study, options.address, options.repair)
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    _print_status(_plan_of(options))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from metagen_ray.stages.driver import versions
+    from metagen_ray.stages.report import write_study_report
+    from metagen_ray.stages.status import Status
+
+    plan = _plan_of(options)
+    missing = [line for line in Status(plan).lines() if line.missing]
+    if missing:
+        raise InputError(
+            f"run {plan.study.run_name()}: {missing[0].missing} shards of {missing[0].stage} are missing; "
+            "finish it with `metagen run`"
+        )
+    write_study_report(plan, versions(), {})
+    return 0
+
+
+def _plan_of(options: argparse.Namespace):
+    from metagen_ray.stages.context import StudyContext
+    from metagen_ray.stages.plan import Plan
+
+    return Plan(StudyContext(_study_of(options.run, options.store)))
+
+
+def _study_of(run: str, root: str) -> Study:
+    """The study of a run by its name in the store, or of a preset or file."""
+    if run in preset_names() or run.endswith((".yaml", ".yml")):
+        return load_study(run, [f"store={root}"])
+    from metagen_ray.store import open_store
+
+    store = open_store(root)
+    runs = sorted({path.split("/")[1] for path in store.list_docs("studies") if path.endswith("/study.yaml")})
+    if run not in runs:
+        raise InputError(f"no run {run!r} in {root}; there are: {', '.join(runs) or 'none'}")
+    where = f"studies/{run}/study.yaml"
+    values = parse_yaml(store.read_doc(where).decode("utf-8", "replace"), where)
+    return study_from({**values, "store": root}, where)
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from metagen_ray.lab.pretrain import PretrainConfig, pretrain
+
+    if not 0 <= options.rho <= 1:
+        raise InputError(f"--rho {options.rho}: a share between 0 and 1 is needed")
+    names = ("rho", "steps", "seed", "hidden", "layers", "compile")
+    chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    options.directory.mkdir(parents=True, exist_ok=True)
+    print(pretrain(PretrainConfig(**chosen), options.directory))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

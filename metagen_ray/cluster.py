@@ -1,0 +1,78 @@
+"""Reaching Ray: a local cluster or one that runs, checked before anything is spent. Knows no stages."""
+
+import os
+import shutil
+from pathlib import Path
+
+import ray
+
+from metagen_ray.errors import MachineError
+from metagen_ray.study import Study
+
+OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
+GIB = 2**30
+
+
+def connect(study: Study, address: str | None) -> None:
+    """Join the cluster at `address`, or the one this job runs in, or start one on this machine.
+
+    MachineError where the versions differ or the machine is too small for the plan.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address:
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+    except RuntimeError as error:
+        if "ersion mismatch" in str(error):
+            raise MachineError(
+                f"the cluster runs another Ray or Python than this driver (ray {ray.__version__}): {_line(error)}; "
+                "install the same lock on both"
+            ) from None
+        raise
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        raise MachineError(f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE") from None
+    check_fit(study)
+
+
+def check_fit(study: Study) -> None:
+    """Refuse a plan that the cluster cannot run: too few CPUs or GPUs in all, too little memory on every node."""
+    need, have = study.resources, ray.cluster_resources()
+    cpus = need.replicas * need.cpus_per_replica + max(
+        need.lanes * need.workers_per_lane, need.meta_workers
+    ) * need.cpus_per_worker
+    gpus = max(
+        need.replicas * need.gpus_per_replica,
+        max(need.lanes * need.workers_per_lane, need.meta_workers) * need.gpus_per_worker,
+    )
+    for kind, wanted, key in (("CPUs", cpus, "CPU"), ("GPUs", gpus, "GPU")):
+        if wanted > have.get(key, 0.0):
+            raise MachineError(
+                f"the plan needs {wanted:g} {kind}, the cluster has {have.get(key, 0.0):g}; lower resources.replicas, "
+                "resources.lanes or resources.meta_workers, or add nodes"
+            )
+    memory = max((n["Resources"].get("memory", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0) / GIB
+    if memory < need.memory_gib:
+        raise MachineError(
+            f"the plan needs {need.memory_gib:g} GiB on a node, the largest has {memory:.1f} GiB free for Ray; "
+            "close other programs, use a larger node, or lower resources.memory_gib if you know better"
+        )
+
+
+def token_file() -> str:
+    """Where this machine keeps Ray's token."""
+    return os.environ.get("RAY_AUTH_TOKEN_PATH", str(Path.home() / ".ray" / "auth_token"))
+
+
+def free_disk_gib(path: Path) -> float:
+    """Free space where `path` lies, GiB."""
+    return shutil.disk_usage(path if path.exists() else path.parent).free / GIB
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,189 @@
+"""The driver: does what a study's plan is missing, stage by stage, and writes its report. Holds no state of its own.
+
+The order follows the resources of one small machine: training first, then the app is up to the end.
+"""
+
+import getpass
+import json
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from metagen_ray import cluster
+from metagen_ray.progress import Progress
+from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
+from metagen_ray.stages.answers import AppAddress
+from metagen_ray.stages.context import StudyContext
+from metagen_ray.stages.plan import Plan
+from metagen_ray.stages.report import write_study_report
+from metagen_ray.stages.status import Status, repair
+from metagen_ray.study import Study
+
+LEASE_TTL_S = 15.0
+LEASE_WAIT_S = 25.0  # a killed driver's lease runs out meanwhile
+PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow")
+
+
+@dataclass
+class Ledger:
+    """Seconds and figures by stage; stands beside the results."""
+
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[dict[str, float]]:
+        """Time a stage; figures put into the yielded dict are kept."""
+        began, figures = time.monotonic(), {}
+        try:
+            yield figures
+        finally:
+            self.stages[name] = {"seconds": round(time.monotonic() - began, 2), **figures}
+
+
+def run_study(study: Study, address: str | None = None, repair_damage: bool = False) -> str:
+    """Run a study to its report; returns the run's name. What is in the store already is not computed again."""
+    plan = Plan(StudyContext(study))
+    store, run = plan.context.store, study.run_name()
+    owner = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
+    with store.lease(f"run-{run}", owner, LEASE_TTL_S, LEASE_WAIT_S) as lease:
+        store.write_doc(f"studies/{run}/study.yaml", study.to_yaml().encode())
+        if repair_damage:
+            for line in repair(plan):
+                print(f"repair: dropped {line}", flush=True)
+        ledger = Ledger()
+        _compute(plan, ledger, address, lease.check)
+        with ledger.stage("analyse and report"):
+            write_study_report(plan, versions(), ledger.stages)
+        store.write_doc(f"studies/{run}/ledger.json", json.dumps(ledger.stages, indent=1).encode())
+    for name, figures in ledger.stages.items():
+        print(f"  {name:20s} {figures['seconds']:8.1f} s", flush=True)
+    return run
+
+
+def versions() -> dict[str, str]:
+    """Versions that stand beside every result."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[], None]) -> None:
+    status = Status(plan)
+    _write_index(plan)
+    if status.complete():
+        return
+    with ledger.stage("connect"):
+        cluster.connect(plan.study, address)
+    with _Serving(plan, ledger) as app:
+        for step in (_train, _truth, _untrained, _meta, _predict):
+            check()
+            step(plan, Status(plan), ledger, app)
+
+
+def _write_index(plan: Plan) -> None:
+    """Keys of every shard by stage, for a person and for other programs."""
+    index = {
+        "object_sft": {a.domain: a.key for a in plan.adapters},
+        "meta_sft": plan.meta,
+        "ground_truth": [a.key for a in plan.truth],
+        "predict": [a.key for a in (*plan.untrained, *plan.predictions)],
+        "judge": [s.key for shards in plan.judged.values() for s in shards],
+    }
+    plan.context.store.write_doc(f"studies/{plan.study.run_name()}/index.json", json.dumps(index, indent=1).encode())
+
+
+class _Serving:
+    """The app, brought up in the background at the first sight of work and waited for by whoever asks it."""
+
+    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+        self.plan, self.ledger = plan, ledger
+        self._address: AppAddress | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._deploy, name="deploy", daemon=True)
+
+    def __enter__(self) -> "_Serving":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        serve_app.down()
+
+    def __call__(self) -> AppAddress:
+        """The app's address, once it answers."""
+        if self._thread.is_alive():
+            with self.ledger.stage("wait for the app"):
+                self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._address is not None
+        return self._address
+
+    def _deploy(self) -> None:
+        try:
+            self._address = serve_app.up(self.plan)
+        except BaseException as error:  # raised again in the thread that asks
+            self._error = error
+
+
+Step = Callable[[Plan, Status, Ledger, _Serving], None]
+
+
+def _train(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+    missing = status.missing("object_sft", (*plan.adapters, *plan.second_adapters))
+    if missing:
+        with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapter") as progress:
+            object_sft.run(plan, missing, versions(), progress.advance)
+
+
+def _truth(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+    _asked(plan, ledger, app, "ground_truth", status.missing("ground_truth", plan.truth))
+    _judged(plan, ledger, app, "truth", status)
+
+
+def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+    _asked(plan, ledger, app, "predict untrained", status.missing("predict", plan.untrained))
+    _judged(plan, ledger, app, "untrained", status)
+
+
+def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+    if plan.meta not in status.present["meta_sft"]:
+        with ledger.stage("meta_sft"), Progress("meta_sft", 100, "percent") as progress:
+            meta_sft.run(plan, versions(), progress.advance)
+
+
+def _predict(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+    _asked(plan, ledger, app, "predict meta", status.missing("predict", plan.predictions))
+    _judged(plan, ledger, app, "meta", status)
+
+
+def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) -> None:
+    if not missing:
+        return
+    address = app()
+    with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
+        answers.run_asks(plan, missing, address, versions(), _counted(figures, progress))
+
+
+def _judged(plan: Plan, ledger: Ledger, app: _Serving, part: str, status: Status) -> None:
+    missing = status.missing("judge", plan.judged[part])
+    if not missing:
+        return
+    address = app()
+    with ledger.stage(f"judge {part}") as figures, Progress(f"judge {part}", len(missing)) as progress:
+        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress))
+
+
+def _counted(figures: dict[str, float], progress: Progress) -> Callable[[dict[str, Any]], None]:
+    def on_outcome(outcome: dict[str, Any]) -> None:
+        progress.advance()
+        for name, value in outcome["figures"].items():
+            figures[name] = figures.get(name, 0) + value
+
+    return on_outcome
+

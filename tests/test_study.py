@@ -1,0 +1,70 @@
+"""The study: loading, overrides, errors that help, and a fingerprint of content alone."""
+
+import pytest
+
+from metagen_ray.errors import InputError
+from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
+
+
+def test_presets_load_and_differ():
+    studies = [load_study(name) for name in preset_names()]
+    assert {"pocket", "pocket_full"} <= set(preset_names())
+    assert len({s.fingerprint() for s in studies}) == len(studies)
+
+
+def test_yaml_roundtrip_keeps_fingerprint(tmp_path):
+    study = load_study("pocket", ["context.k=4", "object_sft.lr=0.002"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(study.to_yaml())
+    assert load_study(str(path)) == study
+
+
+@pytest.mark.parametrize("change", ["name=other", "store=elsewhere", "resources.lanes=3"])
+def test_fingerprint_ignores_where_and_with_what(change):
+    assert load_study("pocket", [change]).fingerprint() == load_study("pocket").fingerprint()
+
+
+@pytest.mark.parametrize("change", ["seed=1", "truth_seed=1", "context.k=7", "object_sft.rank=4", "samples=3", "domains=31"])
+def test_fingerprint_follows_content(change):
+    assert load_study("pocket", [change]).fingerprint() != load_study("pocket").fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("contxt.k=4", "did you mean 'context'"),
+        ("context.kk=4", "did you mean 'k'"),
+        ("seed=x", "seed"),
+        ("context=3", "context"),
+        ("seed.deep=3", "seed"),
+        ("context.k", "key=value"),
+        ("context.k=[", "not a YAML value"),
+        ("name=../up", "name"),
+        ("predict.samples=1", "predict.samples"),
+    ],
+)
+def test_override_wrong_names_key_and_help(override, words):
+    with pytest.raises(InputError, match=words.replace("[", r"\[")):
+        load_study("pocket", [override])
+
+
+def test_preset_unknown_names_nearest():
+    with pytest.raises(InputError, match="did you mean 'pocket_full'"):
+        load_study("pocket_ful")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b", "3", "a: b: c", "\x00", "{1: 2}", "[" * 5000])
+def test_yaml_hostile_is_input_error(text, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        load_study(str(path))
+
+
+def test_yaml_tag_runs_nothing():
+    with pytest.raises(InputError):
+        parse_yaml("!!python/object/apply:os.system ['true']", "here")
+
+
+def test_study_from_resolved_values_is_equal():
+    assert study_from(Study().model_dump(mode="json"), "here") == Study()
