@@ -51,13 +51,16 @@ def test_corpus_is_seeded_and_threads_follow_rho():
     assert abs(sum(SHARES.values()) - 1) < 1e-9
 
 
-def test_tokenizer_knows_every_word_of_the_corpus():
-    bytes_used = 0
+def test_tokenizer_knows_every_word_but_stray_ones_of_forgeries():
+    spelled = total = 0
     for document in islice(documents(world(), 0.5, random.Random(9)), 3000):
         for _, text in document:
             pieces = TOKENIZER.tokenize(text)
-            bytes_used += sum(len(p) == 1 and p.isascii() and p.isalpha() for p in pieces)
-    assert bytes_used == 0
+            total += len(pieces)
+            letters = sum(len(p) == 1 and p.isascii() and p.isalpha() for p in pieces)
+            assert not letters or text.startswith("Rate ")
+            spelled += letters
+    assert spelled / total < 1e-3
 
 
 def test_tokenizer_numbers_are_one_token():
