@@ -76,7 +76,7 @@ def _permuted(truth_RCO: Floats, axis: int, rng: np.random.Generator, shift: boo
             continue
         order = rng.permutation(present)
         # A random cycle gives every cell another's label: marginally any of the others.
-        source = np.roll(order, 1) if shift else present
+        source = order[np.arange(-1, len(order) - 1)] if shift else present
         dealt[order, lane] = lanes[source, lane]
     return np.moveaxis(dealt, 0, axis)
 

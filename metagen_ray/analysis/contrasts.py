@@ -13,7 +13,7 @@ import numpy as np
 
 from metagen_ray.analysis.entries import GT, GT_SAME, GT_SEED
 from metagen_ray.analysis.fields import Field
-from metagen_ray.analysis.grid import Floats
+from metagen_ray.analysis.grid import Bools, Floats
 from metagen_ray.analysis.student import t_quantile, t_upper
 from metagen_ray.analysis.tables import EVALUATION, FORMS, ClaimRow, ContrastRow
 
@@ -60,7 +60,9 @@ def clustered_test(parts: Sequence[Differences], level: float, min_domains: int)
     clusters = min(len(sums) for sums in used)
     if clusters < min_domains:
         return _missing(difference, cells, f"{clusters} domains on one side; a test needs {min_domains}")
-    variance = sum(len(sums) / (len(sums) - 1.0) * float(np.square(list(sums.values())).sum()) for sums in used)
+    variance = sum(
+        len(sums) / (len(sums) - 1.0) * float(np.square(list(sums.values())).sum()) for sums in used
+    )
     if variance <= 1e-24 * max(difference * difference, 1e-300):
         return _missing(difference, cells, "the difference is the same in all cells; nothing to test")
     error, df = variance**0.5, clusters - 1
@@ -92,15 +94,23 @@ def contrast_rows(
         own = []
         for quadrant in EVALUATION:
             fields = [f for split in splits for f in split if f.region.quadrant == quadrant]
-            own += [_contrast(fields, subject, rival, form, level, min_domains) for rival in _rivals(fields, subject)]
+            own += [
+                _contrast(fields, subject, rival, form, level, min_domains)
+                for rival in _rivals(fields, subject)
+            ]
         adjusted = holm([row.p for row in own])
         rows += [replace(row, p_holm=p) for row, p in zip(own, adjusted, strict=True)]
     return rows
 
 
-def claims(rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05) -> list[ClaimRow]:
-    """ "Beats all everywhere", once per form: it holds if every single one-sided test rejects at `alpha`."""
-    return [_claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha) for form in FORMS]
+def claims(
+    rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05
+) -> list[ClaimRow]:
+    """The claim of beating all rivals everywhere, once per form: it holds if all one-sided tests reject at `alpha`."""
+    return [
+        _claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha)
+        for form in FORMS
+    ]
 
 
 def _claim(
@@ -108,7 +118,9 @@ def _claim(
 ) -> ClaimRow:
     place = (subject, against, EVALUATION, form)
     by_pair = {(row.against, row.quadrant): row for row in rows}
-    tests = {(rival, quadrant): by_pair.get((rival, quadrant)) for rival in against for quadrant in EVALUATION}
+    tests = {
+        (rival, quadrant): by_pair.get((rival, quadrant)) for rival in against for quadrant in EVALUATION
+    }
     for (rival, quadrant), row in tests.items():
         if row is None or row.p_better is None:
             why = "no such predictor" if row is None else row.reason
@@ -150,11 +162,11 @@ def _cluster_sums(parts: Sequence[Differences], axis: int) -> dict[Hashable, flo
     """Each domain's share in the deviation of the mean, summed over its cells and over all splits."""
     sums: dict[Hashable, float] = {}
     for part in parts:
-        present = ~np.isnan(part.value_RC)
+        present: Bools = ~np.isnan(part.value_RC)
         scale = present.sum() * len(parts)
         centred = np.where(present, part.value_RC - np.nanmean(part.value_RC), 0.0).sum(axis=axis) / scale
         ids = part.row_ids if axis == 1 else part.col_ids
-        for name, value, there in zip(ids, centred, present.any(axis=axis), strict=True):
+        for name, value, there in zip(ids, centred, np.any(present, axis=axis), strict=True):
             if there:
                 sums[name] = sums.get(name, 0.0) + float(value)
     return sums

@@ -63,8 +63,10 @@ class Prediction:
     past_TEQN: Floats | None = None
 
 
-def past_threshold(score: ArrayLike, threshold: float, coherence: ArrayLike | None = None, floor: float = 50.0) -> Floats:
-    """100 where an answer's score is above the threshold and its coherence at least `floor`, else 0; NaN if unscored."""
+def past_threshold(
+    score: ArrayLike, threshold: float, coherence: ArrayLike | None = None, floor: float = 50.0
+) -> Floats:
+    """100 where the score is above the threshold and the coherence at least `floor`, else 0; NaN if unscored."""
     values = np.asarray(score, float)
     past = values > threshold
     if coherence is not None:
@@ -94,7 +96,7 @@ def check_prediction(name: str, prediction: Prediction, grid: Grid) -> None:
 
 def is_scored(score_TEQNO: Floats) -> Bools:
     """Answers with all coordinates scored, TEQN."""
-    return ~np.isnan(score_TEQNO).any(axis=-1)
+    return np.logical_not(np.isnan(score_TEQNO).any(axis=-1))
 
 
 def question_means(score_TEQNO: Floats) -> Floats:
@@ -106,7 +108,7 @@ def question_means(score_TEQNO: Floats) -> Floats:
 
 def propensity(mean_TEQO: Floats) -> Floats:
     """S[i, j]: mean over the questions that have a score, TEO; NaN where none has."""
-    present_TEQ = ~np.isnan(mean_TEQO).any(axis=-1)
+    present_TEQ = np.logical_not(np.isnan(mean_TEQO).any(axis=-1))
     total_TEO = np.where(present_TEQ[..., None], mean_TEQO, 0.0).sum(axis=2)
     return _divide(total_TEO, present_TEQ.sum(axis=2)[..., None])
 
@@ -130,7 +132,9 @@ def _check_ids(ids: Sequence[str], meta: Bools, side: str) -> None:
         double = next(i for i in ids if list(ids).count(i) > 1)
         raise InputError(f"{side}_ids: domain {double!r} stands there twice; give each domain once")
     if not isinstance(meta, np.ndarray) or meta.dtype != np.bool_ or meta.shape != (len(ids),):
-        raise InputError(f"{side}_meta: one boolean per {side} domain ({len(ids)}) is needed, True for meta-train")
+        raise InputError(
+            f"{side}_meta: one boolean per {side} domain ({len(ids)}) is needed, True for meta-train"
+        )
     if meta.all() or not meta.any():
         empty = "meta-eval" if meta.all() else "meta-train"
         raise InputError(f"{side}_meta: the {empty} half is empty; change the split's seed or share")
@@ -147,7 +151,9 @@ def _check_scores(score: Floats, lead: tuple[int, ...], coordinates: int | None,
     if not isinstance(score, np.ndarray) or score.ndim != 5 or not np.issubdtype(score.dtype, np.floating):
         raise InputError(f"{what}: a float array over (train, eval, question, sample, coordinate) is needed")
     if score.shape[:2] != tuple(lead) or 0 in score.shape:
-        raise InputError(f"{what}: shape {score.shape}; expected {lead[0]} x {lead[1]} cells and no empty axis")
+        raise InputError(
+            f"{what}: shape {score.shape}; expected {lead[0]} x {lead[1]} cells and no empty axis"
+        )
     if coordinates is not None and score.shape[4] != coordinates:
         raise InputError(f"{what}: {score.shape[4]} coordinates, the truth has {coordinates}")
     if np.isinf(score).any():

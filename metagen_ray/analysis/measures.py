@@ -16,7 +16,13 @@ from metagen_ray.analysis.floors import lengthened
 from metagen_ray.analysis.grid import Bools, Floats
 from metagen_ray.analysis.tables import EXPECTATION, SAMPLED
 
-RMSE, SPEARMAN, WASSERSTEIN, MEAN, FLOOR_RATIO = "rmse", "spearman", "wasserstein", "mean_propensity", "floor_ratio"
+RMSE, SPEARMAN, WASSERSTEIN, MEAN, FLOOR_RATIO = (
+    "rmse",
+    "spearman",
+    "wasserstein",
+    "mean_propensity",
+    "floor_ratio",
+)
 ORDERED = (SPEARMAN, WASSERSTEIN)
 COMPARED = (*metrics.CORRELATIONS, *ORDERED)
 MIN_CORRELATED = 3
@@ -40,11 +46,9 @@ def measure(field: Field, weight_BR: Floats, weight_BC: Floats) -> dict[Key, Flo
         if entry.score_RCO is not None and entry.score_RCO.shape[2] == 1:
             shown_RC = np.where(np.isnan(field.truth_RCO), np.nan, entry.score_RCO)[..., 0]
             found[_key(entry, MEAN)] = metrics.mean_over_cells(shown_RC, weight_BR, weight_BC)
-    for entry in compared:
-        assert entry.score_RCO is not None
-        for name, value_B in metrics.correlations(entry.score_RCO, field.truth_RCO, weight_BR, weight_BC).items():
-            found[_key(entry, name)] = value_B
-    found.update(_measure_ordered(field, compared, weight_BR, weight_BC))
+    for on_RC, same_cells in _by_cells(compared):
+        found.update(_correlate_group(field.truth_RCO, on_RC, same_cells, weight_BR, weight_BC))
+        found.update(_ordered_group(field.truth_RCO, on_RC, same_cells, weight_BR, weight_BC))
     found.update(_floor_ratios(found))
     silent = {_key(entry, metric) for entry in field.entries for metric in _unreported(entry)}
     return {key: value_B for key, value_B in found.items() if key not in silent}
@@ -56,7 +60,7 @@ def rmse(entry: Entry, weight_BR: Floats, weight_BC: Floats) -> Floats:
 
 
 def measure_point(field: Field, rng: np.random.Generator, deals: int) -> dict[Key, float]:
-    """All metrics of the quadrant as it is; correlations of deals and split halves are means over up to `deals` of them."""
+    """All metrics of the quadrant as it is; for deals and split halves correlations are means over up to `deals`."""
     ones = field.ones()
     found = {key: float(value_B[0]) for key, value_B in measure(field, *ones).items()}
     for entry in field.entries:
@@ -80,9 +84,10 @@ def why_missing(field: Field, entry: Entry, metric: str) -> str:
         return f"{cells} cells; a correlation needs {MIN_CORRELATED}"
     if entry.lengthen is not None or entry.pairs is not None:
         return "too few answers to correlate, or nothing varies along that axis"
-    ones = field.ones()
-    own = metrics.correlations(field.truth_RCO, field.truth_RCO, *ones).get(metric)
-    constant = "the truth" if own is not None and np.isnan(own[0]) else "the predictor"
+    itself = Entry(entry.predictor, entry.form, entry.error2_RC, field.truth_RCO)
+    own = _correlate_group(field.truth_RCO, ~np.isnan(entry.error2_RC), [itself], *field.ones())
+    truth_varies = metric not in metrics.CORRELATIONS or not np.isnan(own[_key(entry, metric)][0])
+    constant = "the predictor" if truth_varies else "the truth"
     return f"{constant} is constant along that axis"
 
 
@@ -110,7 +115,9 @@ def metrics_of(entry: Entry) -> Iterable[str]:
 
 
 def metric_name(form: str, metric: str, prefix: str = "") -> str:
-    """The metric's name in the tables."""
+    """The metric's name in the tables; the mean of the rate is the emergent-misalignment rate itself."""
+    if prefix and metric == MEAN:
+        return "past_threshold_rate" + ("_expectation" if form == EXPECTATION else "")
     return prefix + metric + ("_expectation" if form == EXPECTATION else "")
 
 
@@ -135,19 +142,23 @@ def _floor_ratios(found: dict[Key, Floats]) -> dict[Key, Floats]:
     }
 
 
-def _measure_ordered(
-    field: Field, entries: Sequence[Entry], weight_BR: Floats, weight_BC: Floats
-) -> dict[Key, Floats]:
-    """Spearman and Wasserstein; entries with the same cells share the weights and the ranks of the truth."""
+def _by_cells(entries: Sequence[Entry]) -> list[tuple[Bools, list[Entry]]]:
+    """Entries with the same cells together: they share the weights and all that is computed of the truth."""
     groups: dict[bytes, list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[(~np.isnan(entry.error2_RC)).tobytes()].append(entry)
-    found: dict[Key, Floats] = {}
-    for same_cells in groups.values():
-        on_RC = ~np.isnan(same_cells[0].error2_RC)
-        if on_RC.any():
-            found.update(_ordered_group(field.truth_RCO, on_RC, same_cells, weight_BR, weight_BC))
-    return found
+    masked = [(~np.isnan(same[0].error2_RC), same) for same in groups.values()]
+    return [(on_RC, same) for on_RC, same in masked if on_RC.any()]
+
+
+def _correlate_group(
+    truth_RCO: Floats, on_RC: Bools, entries: Sequence[Entry], weight_BR: Floats, weight_BC: Floats
+) -> dict[Key, Floats]:
+    correlate = metrics.Correlator(on_RC, truth_RCO, weight_BR, weight_BC)
+    scored = [(entry, entry.score_RCO) for entry in entries if entry.score_RCO is not None]
+    return {
+        _key(entry, name): value_B for entry, score in scored for name, value_B in correlate(score).items()
+    }
 
 
 def _ordered_group(
@@ -168,7 +179,9 @@ def _ordered_group(
         truth_BN = truth_ranks.centred(pair_BN)
         for entry, own, by_coordinate in zip(entries, score_ranks, distances, strict=True):
             found[_key(entry, SPEARMAN)][chunk] = ranks.spearman(own, truth_BN, pair_BN)
-            found[_key(entry, WASSERSTEIN)][chunk] = np.mean([d.weighted(weight_BN) for d in by_coordinate], axis=0)
+            found[_key(entry, WASSERSTEIN)][chunk] = np.mean(
+                [d.weighted(weight_BN) for d in by_coordinate], axis=0
+            )
     return found
 
 
@@ -178,11 +191,11 @@ def _mean_over_pairs(field: Field, entry: Entry, pairs: Iterable[tuple[Floats, F
     for score_RCO, truth_RCO in pairs:
         both_RC = np.where(np.isnan(score_RCO + truth_RCO).any(axis=2), np.nan, 0.0)
         half = Entry(entry.predictor, entry.form, both_RC, score_RCO)
-        for name, value_B in metrics.correlations(score_RCO, truth_RCO, *ones).items():
-            values[name].append(float(value_B[0]))
         on_RC = ~np.isnan(both_RC)
-        if on_RC.any():
-            for key, value_B in _ordered_group(truth_RCO, on_RC, [half], *ones).items():
+        if not on_RC.any():
+            continue
+        for group in (_correlate_group, _ordered_group):
+            for key, value_B in group(truth_RCO, on_RC, [half], *ones).items():
                 values[key.metric].append(float(value_B[0]))
     wanted = {name: v for name, v in values.items() if name not in _unreported(entry)}
     return {_key(entry, name): _over_pairs(name, v, entry.lengthen) for name, v in wanted.items()}

@@ -13,7 +13,17 @@ from metagen_ray.analysis.bootstrap import interval, stratified_weights
 from metagen_ray.analysis.cells import cell_rows
 from metagen_ray.analysis.entries import DERIVED, GT_SEED, build_fields
 from metagen_ray.analysis.fields import Entry, Field
-from metagen_ray.analysis.grid import Bools, Floats, Grid, Prediction, check_prediction, marked_cells
+from metagen_ray.analysis.grid import (
+    Bools,
+    Floats,
+    Grid,
+    Prediction,
+    check_prediction,
+    is_scored,
+    marked_cells,
+    propensity,
+    question_means,
+)
 from metagen_ray.analysis.measures import Key
 from metagen_ray.analysis.tables import BlockRow, CellRow, ClaimRow, ContrastRow, QuadrantRow
 from metagen_ray.errors import InputError
@@ -36,7 +46,9 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.resamples < 100 or self.deals < 1 or self.min_domains < 3:
-            raise InputError("analysis options: at least 100 resamples, 1 deal and 3 domains a half are needed")
+            raise InputError(
+                "analysis options: at least 100 resamples, 1 deal and 3 domains a half are needed"
+            )
         if not (0.5 < self.level < 1 and 0 <= self.mark_share <= 1):
             raise InputError("analysis options: level lies between 0.5 and 1, mark_share between 0 and 1")
 
@@ -101,7 +113,9 @@ def analyse(
     clean = []
     if marked_TE.any() or any(own_TE.any() for own_TE in marked.values()):
         kept = {name: _without(prediction, marked[name]) for name, prediction in predictions.items()}
-        clean = [row for f in build_fields(grid, kept, ~marked_TE) for row in _rows(f, weights, options, rng, "")]
+        clean = [
+            row for f in build_fields(grid, kept, ~marked_TE) for row in _rows(f, weights, options, rng, "")
+        ]
     tests = contrasts_of([fields[""]], options)
     return Analysis(
         quadrants=[row for p, fs in fields.items() for f in fs for row in _rows(f, weights, options, rng, p)],
@@ -141,7 +155,9 @@ def _rows(
     for entry in field.entries:
         for metric in measures.metrics_of(entry):
             key = Key(entry.predictor, entry.form, metric)
-            rows.append(_row(field, entry, metric, point.get(key, np.nan), resampled.get(key), options, prefix))
+            rows.append(
+                _row(field, entry, metric, point.get(key, np.nan), resampled.get(key), options, prefix)
+            )
     return rows
 
 
@@ -176,12 +192,23 @@ def _block_rows(
             mask_RC = field.region.take(mask_TE)
             for whole in field.entries:
                 entry = replace(whole, error2_RC=np.where(mask_RC, whole.error2_RC, np.nan))
-                value, value_B = float(measures.rmse(entry, *field.ones())[0]), measures.rmse(entry, *weights.of(field))
+                value, value_B = (
+                    float(measures.rmse(entry, *field.ones())[0]),
+                    measures.rmse(entry, *weights.of(field)),
+                )
                 row = _row(field, entry, measures.RMSE, value, value_B, options, "")
                 reason = row.reason if row.cells else "no cell of this block has a value in this quadrant"
                 rows.append(
                     BlockRow(
-                        block, row.predictor, row.quadrant, row.metric, row.value, row.low, row.high, row.cells, reason
+                        block,
+                        row.predictor,
+                        row.quadrant,
+                        row.metric,
+                        row.value,
+                        row.low,
+                        row.high,
+                        row.cells,
+                        reason,
                     )
                 )
     return rows
@@ -190,7 +217,9 @@ def _block_rows(
 def _check_input(grid: Grid, predictions: Mapping[str, Prediction], blocks: Mapping[str, Bools]) -> None:
     for name, prediction in predictions.items():
         if name in DERIVED:
-            raise InputError(f"prediction {name!r}: the analysis makes this predictor itself; give it another name")
+            raise InputError(
+                f"prediction {name!r}: the analysis makes this predictor itself; give it another name"
+            )
         check_prediction(name, prediction, grid)
     for name, mask_TE in blocks.items():
         if mask_TE.shape != grid.truth_TEQNO.shape[:2] or mask_TE.dtype != np.bool_:
@@ -200,7 +229,7 @@ def _check_input(grid: Grid, predictions: Mapping[str, Prediction], blocks: Mapp
 def _marked(grid: Grid, prediction: Prediction, options: Options) -> Bools:
     """Marked cells of a prediction; one that was never asked is missing, not marked."""
     marked_TE = marked_cells(prediction.score_TEQNO, prediction.incoherent_TEQN, options.mark_share)
-    return marked_TE & ~np.isnan(prediction.score_TEQNO).all(axis=(2, 3, 4))
+    return marked_TE & is_scored(prediction.score_TEQNO).any(axis=(2, 3))
 
 
 def _without(prediction: Prediction, marked_TE: Bools) -> Prediction:
@@ -227,7 +256,7 @@ def _notes(
 ) -> list[str]:
     notes = [f"{int(marked_TE.sum())} of {marked_TE.size} cells of the truth are marked: more than"
              f" {options.mark_share:.0%} of their answers are unscored or incoherent"]  # fmt: skip
-    missing = int(np.isnan(grid.truth_TEQNO).any(axis=4).all(axis=(2, 3)).sum())
+    missing = int(np.isnan(propensity(question_means(grid.truth_TEQNO))[..., 0]).sum())
     if missing:
         notes.append(f"{missing} cells of the truth have no scored answer and are left out")
     truth_n = grid.truth_TEQNO.shape[3]
@@ -244,6 +273,6 @@ def _notes(
 def _seed_note(second: Prediction | None) -> str:
     if second is None:
         return "no second SFT seed: floor_ratio is against GT-same alone"
-    rows = int((~np.isnan(second.score_TEQNO)).any(axis=(1, 2, 3, 4)).sum())
+    rows = int(is_scored(second.score_TEQNO).any(axis=(1, 2, 3)).sum())
     few = f"; fewer than {MIN_SEED_DOMAINS}, so GT-seed is indicative only" if rows < MIN_SEED_DOMAINS else ""
     return f"GT-seed stands on {rows} training domains{few}"

@@ -30,7 +30,7 @@ class Pooled:
 
 
 def combine(analyses: Sequence[Analysis], options: Options, rng: np.random.Generator) -> Pooled:
-    """Pool splits: RMSE as root of the mean over splits of the mean squared error, any other metric as mean over splits.
+    """Pool splits: RMSE as root of the mean over splits of the mean square, any other metric as mean over splits.
 
     A metric without a value in one of the splits has none here. Raises InputError below two splits.
     """
@@ -76,7 +76,11 @@ def _pooled_rows(
     for entry in fields[0].entries:
         for metric in measures.metrics_of(entry):
             key = Key(entry.predictor, entry.form, metric)
-            place = (entry.predictor, fields[0].region.quadrant, measures.metric_name(entry.form, metric, prefix))
+            place = (
+                entry.predictor,
+                fields[0].region.quadrant,
+                measures.metric_name(entry.form, metric, prefix),
+            )
             own = [split.get(place) for split in values]
             drawn = [r[key] for r in resampled if key in r]
             rows.append(_pooled_row(place, metric, own, drawn, fields, entry, options))
@@ -102,7 +106,8 @@ def _pooled_row(
     value_B = _pool(metric, np.stack(drawn)) if len(drawn) == len(own) else None
     ends = (value, min(known), max(known))
     shortest = min(
-        zip(entries, fields, strict=True), key=lambda pair: measures.clusters(pair[0] or entry, pair[1].region.crossed)
+        zip(entries, fields, strict=True),
+        key=lambda pair: measures.clusters(pair[0] or entry, pair[1].region.crossed),
     )
     found = bounds(value_B, shortest[0] or entry, shortest[1], options)
     low, high, reason = (None, None, found) if isinstance(found, str) else (*found, None)
@@ -128,7 +133,9 @@ def _shared(mappings) -> list[str]:
 def _notes(analyses: Sequence[Analysis]) -> list[str]:
     names = [{entry.predictor for field in a.fields[""] for entry in field.entries} for a in analyses]
     uneven = sorted(set.union(*names) - set.intersection(*names))
-    notes = [f"{len(analyses)} splits; intervals are over domains, `lowest` and `highest` show the spread over splits"]
+    notes = [
+        f"{len(analyses)} splits; intervals are over domains, `lowest` and `highest` show the spread over splits"
+    ]
     if uneven:
         notes.append(f"not in every split, so not pooled: {', '.join(uneven)}")
     return notes

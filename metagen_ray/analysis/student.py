@@ -1,5 +1,6 @@
 """Student's t and the normal distribution from the standard library's math alone."""
 
+from functools import lru_cache
 from math import erfc, exp, fabs, inf, lgamma, log, sqrt
 
 
@@ -11,6 +12,7 @@ def t_upper(t: float, df: float) -> float:
     return tail if t >= 0 else 1.0 - tail
 
 
+@lru_cache(maxsize=1024)
 def t_quantile(level: float, df: float) -> float:
     """The t below which a share `level` (0 < level < 1) lies, by bisection to 1e-12."""
     if not 0 < level < 1:

@@ -101,7 +101,10 @@ class ContrastRow:
 
 @dataclass(frozen=True, slots=True)
 class ClaimRow:
-    """Intersection-union test of "the subject beats all of `against` in all of `quadrants`": p is the largest p_better."""
+    """Intersection-union test of "the subject beats all of `against` in all of `quadrants`".
+
+    `p` is the largest `p_better` of the single tests, `hardest` the rival and quadrant it comes from.
+    """
 
     subject: str
     against: tuple[str, ...]
