@@ -42,7 +42,9 @@ class DeepSpeedEngine:
         for number, pack in enumerate(batch.packs, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batch.packs))
             loss = self.engine(pack).sum() * (pack.weight / batch.tokens)
-            self.engine.backward(loss * self.world)  # DeepSpeed averages over ranks, the loss is a sum over them
+            self.engine.backward(
+                loss * self.world
+            )  # DeepSpeed averages over ranks, the loss is a sum over them
             mine += loss.detach()
         total = self._clip(clip, mine)
         set_rate(self.optimizer, lr)
@@ -78,7 +80,9 @@ class DeepSpeedEngine:
             dist.all_reduce(sums)
         norm, total = sums[0].sqrt().item(), sums[1].item()
         if not norm < float("inf"):
-            raise StageError(f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate")
+            raise StageError(
+                f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate"
+            )
         if norm > clip:
             for gradient in gradients:
                 gradient.mul_(clip / (norm + 1e-6))
@@ -123,6 +127,10 @@ def _initialize(model: AdaptedModel, optimizer: torch.optim.Optimizer, zero_stag
         },
     }
     engine, *_ = import_deepspeed().initialize(
-        model=model, optimizer=optimizer, model_parameters=[model.flat], config=config, dist_init_required=False
+        model=model,
+        optimizer=optimizer,
+        model_parameters=[model.flat],
+        config=config,
+        dist_init_required=False,
     )
     return engine

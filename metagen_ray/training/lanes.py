@@ -1,0 +1,270 @@
+"""Training on a Ray cluster: lanes of adapters side by side, and meta-SFT over data-parallel workers. The only Ray here.
+
+A lane is one TorchTrainer: its processes load the base once and train a share of the jobs on one DeepSpeed engine; each
+adapter is committed by the worker that trained it. What was committed stays, so a lane that dies loses one job at most.
+"""
+
+import os
+import queue
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
+
+from metagen_ray.errors import StageError
+from metagen_ray.store import open_store
+from metagen_ray.study import Recipe, Resources
+from metagen_ray.training.core import OnStep
+from metagen_ray.training.lora import LoraShape
+from metagen_ray.training.rows import Tree
+from metagen_ray.training.worker import (
+    AdapterJob,
+    MetaResult,
+    Outcome,
+    Trainer,
+    throttled,
+    train_meta,
+    train_share,
+)
+
+START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
+COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
+RESTARTS = 2  # of a trainer whose worker or controller died
+QUIET = {
+    # The controller looks at its workers every 2 s by default, which is also what every short run waits at its end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(START_TIMEOUT_S),
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where workers find the base and how they compute; plain values that travel to every worker."""
+
+    base_dir: str
+    zero_stage: int
+    threads: int
+    checkpointing: bool = False
+
+
+def run_lanes(
+    base_dir: str | Path,
+    jobs: Sequence[AdapterJob],
+    resources: Resources,
+    store_root: str,
+    stage: str,
+    run_name: str,
+    on_progress: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Train all jobs in `resources.lanes` lanes and commit each adapter under (`stage`, job key); one outcome per job.
+
+    `on_progress` is called in this process for every finished job. `run_name` names the run in Ray; nothing resumes by it.
+    """
+    shares = [share for share in deal_jobs(jobs, resources.lanes) if share]
+    site = _site(base_dir, resources)
+    settings = [
+        {"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage} for share in shares
+    ]
+    outcomes: dict[str, Outcome] = {}
+
+    def finished(outcome: Outcome) -> None:
+        outcomes[outcome.key] = outcome
+        if on_progress:
+            on_progress(outcome)
+
+    with _Runs(resources, run_name) as runs:
+        threads = [
+            runs.start(f"lane{i}", _lane_loop, s, resources.workers_per_lane) for i, s in enumerate(settings)
+        ]
+        for outcome in runs.messages(threads):
+            finished(outcome)
+        for share, thread in zip(shares, threads, strict=True):
+            for job in share:
+                if job.key not in outcomes:
+                    finished(
+                        Outcome(job.key, False, thread.failure or "the lane ended without a word about it")
+                    )
+    return [outcomes[job.key] for job in jobs]
+
+
+def run_meta(
+    base_dir: str | Path,
+    epochs: Sequence[Sequence[Tree]] | Callable[[int], Sequence[Tree]],
+    recipe: Recipe,
+    seed: int,
+    resources: Resources,
+    run_name: str,
+    inner_trees: Sequence[Tree] = (),
+    keep_best: bool = False,
+    on_progress: OnStep | None = None,
+) -> MetaResult:
+    """Train one adapter data-parallel over `resources.meta_workers`; `epochs` gives the trees of each epoch.
+
+    StageError if the training fails for good.
+    """
+    laid = [list(epochs(e) if callable(epochs) else epochs[e]) for e in range(recipe.epochs)]
+    settings = {
+        "site": _site(base_dir, resources),
+        "work": ray.put((laid, list(inner_trees))),
+        "recipe": recipe,
+        "seed": seed,
+        "keep_best": keep_best,
+    }
+    with _Runs(resources, run_name) as runs:
+        thread = runs.start("meta", _meta_loop, settings, resources.meta_workers)
+        for step in runs.messages([thread]):
+            if on_progress:
+                on_progress(*step)
+        if thread.failure or thread.result is None:
+            raise StageError(f"meta-SFT failed: {thread.failure or 'it returned nothing'}")
+        return thread.result
+
+
+def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
+    """Jobs to lanes, the most expensive first to whoever has least."""
+    shares: list[list[AdapterJob]] = [[] for _ in range(lanes)]
+    load = [0] * lanes
+    for job in sorted(jobs, key=AdapterJob.cost, reverse=True):
+        least = load.index(min(load))
+        shares[least].append(job)
+        load[least] += job.cost()
+    return shares
+
+
+def _site(base_dir: str | Path, resources: Resources) -> Site:
+    return Site(str(base_dir), resources.zero_stage, max(1, int(resources.cpus_per_worker)))
+
+
+class _Runs:
+    """TorchTrainer runs of one call: their scratch folder, and one queue on which workers speak to this process."""
+
+    def __init__(self, resources: Resources, run_name: str) -> None:
+        self.resources = resources
+        self.name = (
+            f"{run_name}-{uuid.uuid4().hex[:8]}"  # Ray Train resumes a name it knows, without being asked
+        )
+
+    def __enter__(self) -> "_Runs":
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        self.scratch = tempfile.TemporaryDirectory(prefix="metagen-train-", ignore_cleanup_errors=True)
+        self.queue = Queue(actor_options={"num_cpus": 0})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.queue.shutdown(force=True)
+        self.scratch.cleanup()
+
+    def start(self, part: str, loop: Callable[[dict], Any], settings: dict, workers: int) -> "_Run":
+        """Begin a trainer in a thread of its own."""
+        need = self.resources
+        trainer = TorchTrainer(
+            loop,
+            train_loop_config={**settings, "queue": self.queue},
+            torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=need.gpus_per_worker > 0,
+                resources_per_worker={"CPU": need.cpus_per_worker, **_gpu(need)},
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{self.name}-{part}",
+                storage_path=self.scratch.name,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=RESTARTS, controller_failure_limit=RESTARTS
+                ),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        run = _Run(trainer)
+        run.start()
+        return run
+
+    def messages(self, runs: Sequence["_Run"]) -> Iterator[Any]:
+        """What workers tell, until all runs have ended and the queue is empty."""
+        while True:
+            ended = not any(
+                run.is_alive() for run in runs
+            )  # asked before the queue: no word is lost between the two
+            try:
+                yield self.queue.get(timeout=0.2)
+            except queue.Empty:
+                if ended:
+                    return
+
+
+class _Run(threading.Thread):
+    """One TorchTrainer.fit with what came of it."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True)
+        self.trainer = trainer
+        self.result: Any = None
+        self.failure = ""
+
+    def run(self) -> None:
+        """Fit; a failure is kept for the caller, who is another thread."""
+        try:
+            self.result = self.trainer.fit().return_value
+        except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+            self.failure = _last_line(error)
+
+
+def _lane_loop(settings: dict) -> None:
+    site, outbox = settings["site"], settings["queue"]
+    store, stage = open_store(settings["store_root"]), settings["stage"]
+    done = store.keys(stage)
+    speaks = ray.train.get_context().get_world_rank() == 0
+    train_share(
+        partial(_make_trainer, site),
+        ray.get(settings["jobs"]),
+        commit=lambda key, files, record: store.put_files(stage, key, files, record),
+        tell=lambda outcome: outbox.put(outcome) if speaks else None,
+        is_done=done.__contains__,
+    )
+
+
+def _meta_loop(settings: dict) -> MetaResult | None:
+    epochs, inner_trees = ray.get(settings["work"])
+    trainer = _make_trainer(settings["site"], LoraShape.of(settings["recipe"]))
+    rank = ray.train.get_context().get_world_rank()
+    outbox = settings["queue"]
+    on_step = throttled(lambda *step: outbox.put(step)) if rank == 0 else None
+    result = train_meta(
+        trainer, epochs, settings["recipe"], settings["seed"], inner_trees, settings["keep_best"], on_step
+    )
+    return result if rank == 0 else None
+
+
+def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
+    """Load the base and start DeepSpeed; imports stay here, so that the driver pays for none of them."""
+    import torch
+    from ray.train.torch import get_device
+
+    from metagen_ray.training.base import AdaptedModel, load_base
+    from metagen_ray.training.zero import DeepSpeedEngine
+
+    torch.set_num_threads(site.threads)
+    device = get_device()
+    model = AdaptedModel(load_base(site.base_dir, device, site.checkpointing), shape, device)
+    return Trainer(model, DeepSpeedEngine(model, site.zero_stage))
+
+
+def _gpu(resources: Resources) -> dict[str, float]:
+    return {"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {}
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:500] if lines else type(error).__name__

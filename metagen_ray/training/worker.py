@@ -1,0 +1,154 @@
+"""What one training process does: a share of adapters in turn, or its part of meta-SFT. Knows engines, never Ray or a store.
+
+The caller brings `commit` and `tell` as plain callables, so the same loops serve Ray Train, a bare GPU box and tests.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from metagen_ray.errors import UserError
+from metagen_ray.study import Recipe
+from metagen_ray.training.base import AdaptedModel
+from metagen_ray.training.core import Engine, OnStep, train, train_epochs
+from metagen_ray.training.lora import Adapter, LoraShape
+from metagen_ray.training.rows import Tree
+from metagen_ray.training.score import mean_loss
+
+Files = dict[str, bytes]
+Commit = Callable[[str, Files, Mapping[str, Any]], object]  # (key, files, record)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterJob:
+    """One fine-tune: what it trains on and how; `record` is stored beside the adapter under `key`."""
+
+    key: str
+    trees: list[Tree]
+    recipe: Recipe
+    seed: int
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def cost(self) -> int:
+        """Tokens it reads in all epochs: what the lanes are balanced by."""
+        return self.recipe.epochs * sum(tree.read_tokens() for tree in self.trees)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended; `reason` says why it failed, or that it stood in the store already."""
+
+    key: str
+    ok: bool
+    reason: str = ""
+    seconds: float = 0.0
+    losses: tuple[float, ...] = ()
+
+
+class Trainer:
+    """The engine and the model behind it; one per process and LoRA shape."""
+
+    def __init__(self, model: AdaptedModel, engine: Engine) -> None:
+        self.model = model
+        self.engine = engine
+
+    def files(self, adapter: Adapter) -> Files:
+        """An adapter as the files that are stored."""
+        return self.model.slots.files(adapter)
+
+
+def train_share(
+    make_trainer: Callable[[LoraShape], Trainer],
+    jobs: Sequence[AdapterJob],
+    commit: Commit,
+    tell: Callable[[Outcome], None],
+    is_done: Callable[[str], bool] = lambda key: False,
+) -> list[Outcome]:
+    """Train jobs one after another on one trainer per LoRA shape; every rank runs the same jobs, rank 0 commits.
+
+    A job that fails is an outcome. Errors of the process itself (a lost peer, memory) propagate where others wait for us.
+    """
+    outcomes = []
+    trainer: Trainer | None = None
+    shape: LoraShape | None = None
+    for job in sorted(jobs, key=lambda j: repr(LoraShape.of(j.recipe))):
+        if is_done(job.key):
+            outcome = Outcome(job.key, True, "stood in the store")
+        else:
+            if trainer is None or LoraShape.of(job.recipe) != shape:
+                shape = LoraShape.of(job.recipe)
+                trainer = make_trainer(shape)
+            outcome = _train_one(trainer, job, commit)
+        outcomes.append(outcome)
+        tell(outcome)
+    return outcomes
+
+
+def _train_one(trainer: Trainer, job: AdapterJob, commit: Commit) -> Outcome:
+    engine, start = trainer.engine, time.perf_counter()
+    survivable = (UserError, ValueError, RuntimeError) if engine.world == 1 else (UserError, ValueError)
+    try:
+        log = train(engine, job.trees, job.recipe, job.seed)
+        adapter = engine.adapter()
+        if engine.rank == 0:
+            numbers = {"train_seconds": log.seconds, "train_tokens": log.tokens, "last_loss": log.losses[-1]}
+            commit(job.key, trainer.files(adapter), {**job.record, **numbers})
+    except survivable as error:
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        return Outcome(job.key, False, reason, time.perf_counter() - start)
+    return Outcome(job.key, True, "", time.perf_counter() - start, tuple(log.losses))
+
+
+@dataclass(frozen=True, slots=True)
+class MetaResult:
+    """A trained meta adapter and its log. `inner_losses` holds the loss on the held-out trees before training and after
+    each epoch; `epoch` is the epoch the files were taken after (1 is the first)."""
+
+    files: Files
+    epoch: int
+    losses: list[float]
+    inner_losses: list[float]
+    tokens: int
+    seconds: float
+
+
+def train_meta(
+    trainer: Trainer,
+    epochs: Sequence[Sequence[Tree]],
+    recipe: Recipe,
+    seed: int,
+    inner_trees: Sequence[Tree] = (),
+    keep_best: bool = False,
+    on_step: OnStep | None = None,
+) -> MetaResult:
+    """One long training, fresh trees in every epoch; with `keep_best` the epoch of the lowest inner loss is returned."""
+    engine = trainer.engine
+    kept: list[tuple[int, Adapter]] = []
+    inner: list[float] = []
+
+    def after_epoch(epoch: int) -> None:
+        if inner_trees:
+            inner.append(mean_loss(trainer.model, inner_trees))
+        if not keep_best or not kept or inner[-1] <= min(inner):
+            kept[:] = [(epoch + 1, engine.adapter())]
+
+    if keep_best and not inner_trees:
+        raise ValueError("keep_best chooses by the loss on inner_trees; give some")
+    log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch)
+    epoch, adapter = kept[0]
+    return MetaResult(trainer.files(adapter), epoch, log.losses, inner, log.tokens, log.seconds)
+
+
+def throttled(on_step: OnStep, every_s: float = 0.5) -> OnStep:
+    """The same callback, called at most every `every_s` and at the last step."""
+    last = -math.inf
+
+    def call(step: int, steps: int, loss: float) -> None:
+        nonlocal last
+        if step == steps or time.monotonic() - last >= every_s:
+            last = time.monotonic()
+            on_step(step, steps, loss)
+
+    return call
