@@ -150,6 +150,8 @@ def _reason(error: Exception, url: str) -> str:
     text = str(error)
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         return f"no credentials found; {_credentials_advice(url)}"
+    if "403 Forbidden" in text or "401 Unauthorized" in text:  # a listing has no error class of its own
+        return f"access denied; {_credentials_advice(url)}"
     if "NoSuchBucket" in text:
         return "there is no such bucket; make it, or correct the address"
     line = (text.splitlines() or [type(error).__name__])[0][:300]

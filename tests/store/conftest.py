@@ -1,0 +1,49 @@
+"""The two places every test of the store runs on: a folder, and a bucket of a real S3 server on loopback."""
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from metagen_ray.store import Store, open_store
+from tests.store.s3_server import BUCKET, make_bucket, s3_python, s3_server
+
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test-id",
+    "AWS_SECRET_ACCESS_KEY": "test-secret-5b1f",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="session")
+def moto_python() -> Path:
+    try:
+        return s3_python()
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"moto cannot be installed: {getattr(error, 'stderr', None) or error}")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(moto_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("s3") / "server.log"
+    with s3_server(moto_python, log) as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in CREDENTIALS.items():
+            patch.setenv(name, value)
+        make_bucket(endpoint)
+        yield endpoint
+
+
+@pytest.fixture(params=["disk", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty root, on disk and in a bucket."""
+    if request.param == "disk":
+        return str(tmp_path / "store")
+    endpoint = request.getfixturevalue("s3_endpoint")
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint}"
+
+
+@pytest.fixture
+def store(root: str) -> Store:
+    return open_store(root)

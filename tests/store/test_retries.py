@@ -1,0 +1,101 @@
+"""A service that fails, or answers into the void: asked again with a bound, and never believed twice."""
+
+import http.client
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pytest
+
+from metagen_ray.errors import StoreError
+from metagen_ray.store import content_key, open_store
+from metagen_ray.store.store import objects_at
+from tests.store.s3_server import BUCKET
+
+
+class Quiet(http.server.BaseHTTPRequestHandler):
+    """Handles every method alike, and logs nothing."""
+
+    def handle_any(self) -> None:
+        raise NotImplementedError
+
+    def __getattr__(self, name: str):
+        if name.startswith("do_"):
+            return self.handle_any
+        raise AttributeError(name)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def _serving(handler: type[Quiet]) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@contextmanager
+def _lossy_proxy(endpoint: str) -> Iterator[tuple[str, list[str]]]:
+    """A way to the real server that carries every create out, and drops the reply to the first one of each object."""
+    dropped: list[str] = []
+
+    class Proxy(Quiet):
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            upstream = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            answer = upstream.getresponse()
+            content = answer.read()
+            if self.headers.get("If-None-Match") and self.path not in dropped:
+                dropped.append(self.path)
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    with _serving(Proxy) as address:
+        yield address, dropped
+
+
+def test_service_that_fails_is_asked_a_bounded_number_of_times(s3_endpoint: str):
+    calls: list[str] = []
+
+    class Failing(Quiet):
+        def handle_any(self) -> None:
+            calls.append(self.path)
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with _serving(Failing) as endpoint, pytest.raises(StoreError, match="503"):
+        open_store(f"s3://{BUCKET}/x?endpoint={endpoint}")
+    assert len(calls) == 3
+
+
+def test_create_whose_reply_was_lost_is_committed_all_the_same(s3_endpoint: str):
+    key = content_key({"lost": 1})
+    with _lossy_proxy(s3_endpoint) as (address, dropped):
+        store = open_store(f"s3://{BUCKET}/lossy?endpoint={address}")
+        store.put_shard("judge", key, pa.table({"a": [1]}), {})
+        assert any(path.endswith(key) for path in dropped)
+    assert open_store(f"s3://{BUCKET}/lossy?endpoint={s3_endpoint}").read_shard("judge", key)[1]["rows"] == 1
+
+
+def test_lease_whose_reply_was_lost_is_held_by_who_asked(s3_endpoint: str):
+    with _lossy_proxy(s3_endpoint) as (address, dropped):
+        store = open_store(f"s3://{BUCKET}/lossy-lease?endpoint={address}")
+        with store.lease("drive", "alice", 60) as lease:
+            assert any("leases/drive" in path for path in dropped)
+            assert (lease.token, lease.lost) == (1, False)
+    tenure = objects_at(f"s3://{BUCKET}/lossy-lease?endpoint={s3_endpoint}").read("leases/drive/000000001")
+    assert tenure is not None
+    assert b'"released": true' in tenure
