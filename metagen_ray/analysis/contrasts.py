@@ -41,6 +41,7 @@ class Test:
     df: int | None
     p: float | None
     p_better: float | None
+    p_joint: float | None
     cells: int
     reason: str | None
 
@@ -68,7 +69,10 @@ def clustered_test(parts: Sequence[Differences], level: float, min_domains: int)
     error, df = variance**0.5, clusters - 1
     t, reach = difference / error, t_quantile(0.5 + level / 2.0, df) * error
     p = 2.0 * t_upper(abs(t), df)
-    return Test(difference, difference - reach, difference + reach, t, df, p, t_upper(-t, df), cells, None)
+    joint = 2.0 * t_upper(abs(difference) / (variance + _covariance(row, column)) ** 0.5, df)
+    return Test(
+        difference, difference - reach, difference + reach, t, df, p, t_upper(-t, df), joint, cells, None
+    )
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -147,7 +151,8 @@ def _contrast(
     complete = len(means) == len(parts)
     return ContrastRow(
         subject, rival, fields[0].region.quadrant, form, test.difference, test.low, test.high, test.t, test.df, test.p,
-        None, test.p_better, test.cells, len(parts), sum(mean < 0 for mean in means) if complete else None,
+        None, test.p_better, test.p_joint, test.cells, len(parts),
+        sum(mean < 0 for mean in means) if complete else None,
         float(np.std(means, ddof=1)) if complete and len(means) > 1 else None, test.reason,
     )  # fmt: skip
 
@@ -172,5 +177,13 @@ def _cluster_sums(parts: Sequence[Differences], axis: int) -> dict[Hashable, flo
     return sums
 
 
+def _covariance(row: dict[Hashable, float], column: dict[Hashable, float]) -> float:
+    """What a domain's two roles add to the variance when they go wrong together; never below 0."""
+    both = row.keys() & column.keys()
+    if len(both) < 2:
+        return 0.0
+    return max(0.0, 2.0 * len(both) / (len(both) - 1.0) * sum(row[name] * column[name] for name in both))
+
+
 def _missing(difference: float | None, cells: int, reason: str) -> Test:
-    return Test(difference, None, None, None, None, None, None, cells, reason)
+    return Test(difference, None, None, None, None, None, None, None, cells, reason)

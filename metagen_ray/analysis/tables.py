@@ -76,8 +76,9 @@ class ContrastRow:
     """Mean cellwise difference of squared errors, subject minus other: below 0 the subject is better.
 
     `p` is two-sided, `p_holm` the same after Holm's correction over the contrasts of its form, `p_better` one-sided
-    (the subject is better). `wins` of `splits` counts the splits in which the difference is below 0; `split_sd` is the
-    standard deviation of the difference over splits (None for one split).
+    (the subject is better). `p_joint` is the two-sided p if a domain goes wrong as training set and as questions
+    together; it differs from `p` only where the same domains stand on both sides. `wins` of `splits` counts the
+    splits in which the difference is below 0; `split_sd` is its standard deviation over splits (None for one).
     """
 
     subject: str
@@ -92,6 +93,7 @@ class ContrastRow:
     p: float | None
     p_holm: float | None
     p_better: float | None
+    p_joint: float | None
     cells: int
     splits: int
     wins: int | None

@@ -1,5 +1,7 @@
 """`analyse` against plain loops: every number of tiny grids, to 1e-9."""
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from metagen_ray.analysis.tables import EVALUATION, QUADRANTS
 from tests.analysis import brute
 from tests.analysis.worlds import prediction, world
 
-OPTIONS = Options(resamples=100, min_domains=3)
+OPTIONS = Options(resamples=100, deals=5, min_domains=3)
 SHAPES = [
     pytest.param({"domains": 7, "extra": 2}, id="scalar"),
     pytest.param({"domains": 7, "coordinates": 3}, id="options"),
@@ -18,8 +20,13 @@ SHAPES = [
 ]
 
 
-def analysed(shape, seed=0):
-    rng = np.random.default_rng(seed)
+def analysed(shape):
+    return analysed_once(tuple(shape.items()))
+
+
+@lru_cache
+def analysed_once(items):
+    shape, rng = dict(items), np.random.default_rng(0)
     grid, mean = world(rng, **shape)
     missing = shape.get("missing", 0.0)
     given = {
@@ -93,15 +100,25 @@ def test_known_baselines_use_meta_train_alone():
     apart = {c: v for c, v in cells.items() if brute.quadrant_of(grid, *c) != "diagonal"}
     for quadrant, own in split(cells, grid).items():
         column = {
-            (i, j): [brute.mean(apart[k, j][0] for k in range(7) if (k, j) in apart and grid.train_meta_T[k] and k != i)]
+            (i, j): [
+                brute.mean(
+                    apart[k, j][0] for k in range(7) if (k, j) in apart and grid.train_meta_T[k] and k != i
+                )
+            ]
             for i, j in own
         }
         row = {
-            (i, j): [brute.mean(apart[i, k][0] for k in range(9) if (i, k) in apart and grid.eval_meta_E[k] and k != j)]
+            (i, j): [
+                brute.mean(
+                    apart[i, k][0] for k in range(9) if (i, k) in apart and grid.eval_meta_E[k] and k != j
+                )
+            ]
             for i, j in own
             if grid.train_meta_T[i]
         }
-        assert value_of(analysis, "GT-EvalOnly/known", quadrant, "rmse") == pytest.approx(brute.rmse(column, own))
+        assert value_of(analysis, "GT-EvalOnly/known", quadrant, "rmse") == pytest.approx(
+            brute.rmse(column, own)
+        )
         found = value_of(analysis, "GT-TrainOnly/known", quadrant, "rmse")
         if quadrant in ("train-train", "train-eval", "diagonal"):
             assert found == pytest.approx(brute.rmse(row, own), abs=1e-9)
@@ -116,7 +133,9 @@ def test_floor_new_questions_equals_loops(shape):
     for quadrant, own in truth.items():
         expected = brute.floor_new_questions(grid, own)
         assert value_of(analysis, "GT", quadrant, "rmse") == pytest.approx(expected, abs=1e-9)
-        assert value_of(analysis, "GT", quadrant, "rmse_expectation") == pytest.approx(expected / 2**0.5, abs=1e-9)
+        assert value_of(analysis, "GT", quadrant, "rmse_expectation") == pytest.approx(
+            expected / 2**0.5, abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
@@ -180,5 +199,9 @@ def test_resamples_equal_replicated_cells(shape):
                 else:
                     # Resamples are finished in float32 where they need ranks.
                     assert found == pytest.approx(expected, rel=2e-6, abs=2e-6), metric
-            drawn = [brute.squared(predicted[c], own[c]) for c in own if c in predicted for _ in range(times[c])]
-            assert measured["UntrainedICL", "expectation", "rmse"][b] == pytest.approx(brute.mean(drawn) ** 0.5)
+            drawn = [
+                brute.squared(predicted[c], own[c]) for c in own if c in predicted for _ in range(times[c])
+            ]
+            assert measured["UntrainedICL", "expectation", "rmse"][b] == pytest.approx(
+                brute.mean(drawn) ** 0.5
+            )
