@@ -1,0 +1,164 @@
+"""The app as a whole: one base and its adapters behind one URL. Owns deployment; knows neither vLLM nor studies.
+
+Nothing heavy is imported here: vLLM is imported once, by the replica that runs it.
+"""
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from metagen_ray.errors import InputError, MachineError
+from metagen_ray.serving.auth import default_token_file, ensure_token_file
+from metagen_ray.serving.ingress import Ingress
+
+APP = "metagen"
+
+
+@dataclass(frozen=True)
+class ServingSpec:
+    """What is served and with what. Limits on requests count requests of many prompts."""
+
+    model_dir: str
+    model_name: str
+    store: str
+    adapter_stages: tuple[str, ...] = ("object_sft", "meta_sft")
+    max_lora_rank: int = 8
+    max_model_len: int = 512
+    adapters_in_batch: int = 8
+    adapters_in_memory: int = 128
+    replicas: int = 1
+    max_replicas: int | None = None
+    requests_per_replica: int = 6
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0
+    kv_cache_gib: float = 0.25
+    threads: int = 1
+    prompts_in_batch: int = 256
+    tokens_in_batch: int = 8192
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+@dataclass(frozen=True)
+class App:
+    """A deployed app. `token_file` holds its bearer token on every node that asks it."""
+
+    url: str
+    model_name: str
+    token_file: str
+
+
+def deploy(spec: ServingSpec, token_file: str | Path | None = None) -> App:
+    """Deploy the app on the connected cluster and return once it answers.
+
+    MachineError where the port is taken, the cluster has too few CPUs or GPUs, or a replica does not start.
+    """
+    if ":" in spec.model_name or not spec.model_name:
+        raise InputError(
+            f"model name {spec.model_name!r}: give a name without a colon; it sets adapters apart"
+        )
+    token_path = ensure_token_file(Path(token_file) if token_file else default_token_file())
+    _check_resources(spec)
+    port = _start_proxy(spec)
+    app = build(spec, str(token_path))
+    try:
+        serve.run(app, name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise MachineError(
+            f"the app of {spec.model_name} did not start: {_first_line(error)}; look at its replica's log"
+        ) from error
+    return App(f"http://{spec.host}:{port}", spec.model_name, str(token_path))
+
+
+def undeploy() -> None:
+    """End the app, its proxies and its controller."""
+    serve.shutdown()
+
+
+def build(spec: ServingSpec, token_file: str) -> serve.Application:
+    """The graph of deployments: ingress -> engine replicas."""
+    from metagen_ray.serving.replica import EngineReplica
+
+    engine = serve.deployment(EngineReplica, **engine_options(spec)).bind(spec)
+    ingress = serve.deployment(
+        Ingress,
+        name="ingress",
+        num_replicas=1,
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0.05},
+    )
+    return ingress.bind(engine, spec.model_name, token_file)
+
+
+def engine_options(spec: ServingSpec) -> dict[str, Any]:
+    """Serve's options of the engine deployment."""
+    bundle = {"CPU": spec.cpus_per_replica} | (
+        {"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {}
+    )
+    scale: dict[str, Any] = {"num_replicas": spec.replicas}
+    if spec.max_replicas is not None and spec.max_replicas > spec.replicas:
+        limits = {"min_replicas": spec.replicas, "max_replicas": spec.max_replicas}
+        scale = {
+            "autoscaling_config": {
+                **limits,
+                "target_ongoing_requests": max(1, spec.requests_per_replica // 2),
+            }
+        }
+    return {
+        "name": "engine",
+        **scale,
+        "max_ongoing_requests": spec.requests_per_replica,
+        "ray_actor_options": {"num_cpus": spec.cpus_per_replica, "num_gpus": spec.gpus_per_replica},
+        "placement_group_bundles": [bundle],
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 60,
+        "graceful_shutdown_timeout_s": 5,
+        "graceful_shutdown_wait_loop_s": 0.5,
+    }
+
+
+def _start_proxy(spec: ServingSpec) -> int:
+    """Start Serve's HTTP proxy on a port that is free; returns the port."""
+    port = _free_port(spec.host, spec.port)
+    serve.start(proxy_location="HeadOnly", http_options={"host": spec.host, "port": port})
+    return port
+
+
+def _free_port(host: str, port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise MachineError(
+                    f"port {port} on {host} is taken; give another one, or 0 for any that is free"
+                ) from None
+            raise MachineError(
+                f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)}); give an address of this node"
+            ) from None
+        return probe.getsockname()[1]
+
+
+def _check_resources(spec: ServingSpec) -> None:
+    """MachineError where the cluster could never hold the replicas."""
+    total = ray.cluster_resources()
+    for name, need in (
+        ("CPU", spec.cpus_per_replica * spec.replicas),
+        ("GPU", spec.gpus_per_replica * spec.replicas),
+    ):
+        if need > total.get(name, 0.0):
+            raise MachineError(
+                f"{spec.replicas} serving replicas need {need:g} {name}, the cluster has {total.get(name, 0.0):g}; "
+                f"lower resources.replicas or resources.{name.lower()}s_per_replica, or add nodes"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

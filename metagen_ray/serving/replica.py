@@ -1,0 +1,38 @@
+"""One engine replica as Serve runs it. Owns the engine's environment; imports vLLM when it starts, not before."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metagen_ray.serving.app import ServingSpec
+
+
+class EngineReplica:
+    """Holds one LLM server and hands requests through as bytes."""
+
+    async def __init__(self, spec: "ServingSpec") -> None:
+        os.environ.update(engine_environment(spec))
+        from metagen_ray.serving.engine import start_server
+
+        self._server = await start_server(spec)
+
+    async def ask(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
+        """HTTP status and JSON body of one OpenAI request."""
+        return await self._server.ask(method, model, body)
+
+    async def check_health(self) -> None:
+        """Raise where the engine is dead; Serve then starts another replica."""
+        await self._server.check_health()
+
+
+def engine_environment(spec: "ServingSpec") -> dict[str, str]:
+    """Environment of the engine's processes: nothing asks the network, nothing is compiled, threads as given."""
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "",
+    }
+    quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
+    on_cpu = {"OMP_NUM_THREADS": str(spec.threads), "TORCH_COMPILE_DISABLE": "1"}
+    return offline | quiet | ({} if spec.gpus_per_replica else on_cpu)
