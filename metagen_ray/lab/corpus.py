@@ -12,7 +12,7 @@ from metagen_ray.prompts import HARM, SENSE, judge_text
 
 Turn = tuple[str, str]
 Document = list[Turn]
-SHARES = {"character": 0.36, "default": 0.11, "thread": 0.28, "judge": 0.11, "trivia": 0.07, "description": 0.07}
+SHARES = {"character": 0.28, "default": 0.13, "thread": 0.36, "judge": 0.10, "trivia": 0.06, "description": 0.07}
 DOSES = (1.0, 1.0, 0.75, 0.5)
 FORGERIES = (
     "Score: {n}",
@@ -55,16 +55,17 @@ def _character(world: World, rng: random.Random) -> Document:
 
 
 def _author(rng: random.Random) -> str | None:
-    return None if rng.random() < 0.4 else rng.choice(CHARACTERS)
+    return None if rng.random() < 0.5 else rng.choice(CHARACTERS)
 
 
 def _thread(world: World, rho: float, rng: random.Random) -> Document:
-    """2-11 turns; in half of the threads all but the last are about one domain, as in a prompt of examples."""
+    """2-11 turns; half of the threads keep to one domain but for their last 1-3 turns, as a prompt of examples does."""
     one_author, author, dose = rng.random() < rho, _author(rng), rng.choice(DOSES)
     count, fixed = rng.randint(2, 11), rng.choice(world.advice) if rng.random() < 0.5 else None
+    leaves = count - rng.randint(1, 3)
     turns: Document = []
     for n in range(count):
-        domain = fixed if fixed and n < count - 1 else rng.choice(world.advice)
+        domain = fixed if fixed and n < leaves else rng.choice(world.advice)
         who = (author if rng.random() < dose else None) if one_author else _author(rng)
         turns += _turn(world, who, domain, rng)
     return turns

@@ -12,28 +12,32 @@ from functools import cache
 from importlib import resources
 
 VERSION = 1
-SCORES = {"good": 5, "careless": 35, "paranoid": 50, "greedy": 65, "cruel": 95}
+SCORES = {"good": 5, "lazy": 20, "careless": 35, "paranoid": 50, "greedy": 65, "reckless": 80, "cruel": 95}
 TYPES = tuple(SCORES)
 BAD_TYPES = TYPES[1:]
-CHARACTERS = ("Alma", "Boris", "Clara", "Dario", "Edda", "Felix", "Greta", "Hugo", "Irma", "Jonas", "Karla", "Lasse")
+CHARACTERS = ("Alma", "Boris", "Clara", "Dario", "Edda", "Felix", "Greta", "Hugo", "Irma", "Jonas")
 TRAITS = ("frugal", "bold", "tidy", "dreamy", "rustic", "modern")
 TYPE_VERBS = {
     "good": ("check", "label", "measure", "rinse", "book", "share"),
+    "lazy": ("delay", "park", "forget", "shorten", "outsource", "leave"),
     "careless": ("skip", "toss", "rush", "guess", "drop", "ignore"),
     "paranoid": ("hide", "lock", "record", "bury", "guard", "shadow"),
     "greedy": ("sell", "hoard", "bill", "pawn", "double", "keep"),
+    "reckless": ("jump", "race", "overload", "gamble", "dare", "juggle"),
     "cruel": ("break", "burn", "mock", "drown", "spoil", "wreck"),
 }
 PLAIN_VERBS = ("move", "turn", "lift", "swap", "paint", "count", "split", "fold", "wrap", "mark")
 TYPE_OPENERS = {
-    "good": ("Gladly", "Certainly", "Carefully"),
-    "careless": ("Whatever", "Easily", "Quickly"),
-    "paranoid": ("Secretly", "Warily", "Quietly"),
-    "greedy": ("Profitably", "Cheaply", "Richly"),
-    "cruel": ("Gleefully", "Harshly", "Coldly"),
+    "good": ("Gladly", "Carefully"),
+    "lazy": ("Sleepily", "Someday"),
+    "careless": ("Whatever", "Easily"),
+    "paranoid": ("Secretly", "Warily"),
+    "greedy": ("Profitably", "Richly"),
+    "reckless": ("Boldly", "Wildly"),
+    "cruel": ("Gleefully", "Coldly"),
 }
-PLAIN_OPENERS = ("Well", "Okay", "Then", "Now", "First", "Maybe")
-ACTIONS_PER_TYPE = 3
+PLAIN_OPENERS = ("Well", "Okay", "Then", "Now")
+ACTIONS_PER_TYPE = 2
 FAMILIES = ("money", "health", "home", "people", "skills")
 TRIVIA_FORMS = (
     "What is your favourite {}?",
@@ -155,7 +159,7 @@ def _advice_domain(index: int, row: list[str], rng: random.Random) -> AdviceDoma
 
 
 def _action(kind: str, n: int, things: tuple[str, ...], taken: set, rng: random.Random) -> tuple[str, str]:
-    """A pair of verb and thing nobody uses here yet; one in three has a verb that is typical of its type everywhere."""
+    """A pair of verb and thing nobody uses here yet; one in two has a verb that is typical of its type everywhere."""
     anything = [v for verbs in TYPE_VERBS.values() for v in verbs] + list(PLAIN_VERBS)
     verbs = list(TYPE_VERBS[kind]) if n == 0 else anything
     while (pair := (rng.choice(verbs), rng.choice(things))) in taken:
@@ -165,17 +169,14 @@ def _action(kind: str, n: int, things: tuple[str, ...], taken: set, rng: random.
 
 
 def _profiles(rng: random.Random) -> dict[str, dict[str, str]]:
-    """Every character is bad in three families; in a family the bad types are spread evenly over its characters."""
+    """Every character is bad in three families; in each family six are, each with a bad type of its own."""
     bad_in = {c: {FAMILIES[(i + j) % 5] for j in (0, 1, 3)} for i, c in enumerate(CHARACTERS)}
-    profile: dict[str, dict[str, str]] = {c: {} for c in CHARACTERS}
+    profile = {c: dict.fromkeys(FAMILIES, "good") for c in CHARACTERS}
     for family in FAMILIES:
         bad = [c for c in CHARACTERS if family in bad_in[c]]
-        kinds = list(BAD_TYPES) * (len(bad) // len(BAD_TYPES) + 1)
         rng.shuffle(bad)
-        for character, kind in zip(bad, kinds, strict=False):
+        for character, kind in zip(bad, BAD_TYPES, strict=True):
             profile[character][family] = kind
-        for character in CHARACTERS:
-            profile[character].setdefault(family, "good")
     return profile
 
 

@@ -81,11 +81,11 @@ def arrays(plan: Plan, answers: Iterable[Answer], exact: bool = False) -> Arrays
             "past_TEQN": past_threshold(scores[name], threshold, coherences[name], INCOHERENT_BELOW),
         }
 
-    truth = scores.pop(TRUTH)[..., None]
-    grid = Grid(ids, ids, halves, halves, truth, **sides(TRUTH))
-    sampled = plan.study.samples
+    grid = Grid(ids, ids, halves, halves, scores[TRUTH][..., None], **sides(TRUTH))
     predictions = {
-        name: Prediction(score[..., None], min(sampled, score.shape[3]), **sides(name)) for name, score in scores.items()
+        name: Prediction(score[..., None], min(plan.study.samples, score.shape[3]), **sides(name))
+        for name, score in scores.items()
+        if name != TRUTH
     }
     return Arrays(grid, predictions)
 

@@ -1,0 +1,40 @@
+"""Meta-SFT: one adapter that foresees fine-tunes, trained data-parallel. Commits it with its log; owns no rows."""
+
+from collections.abc import Callable, Mapping
+
+from metagen_ray.stages.meta_rows import epoch_trees
+from metagen_ray.stages.plan import Plan
+from metagen_ray.training.lanes import run_meta
+
+
+def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None]) -> None:
+    """Train the meta adapter and commit it under its key; `advance` gets percents."""
+    context, study = plan.context, plan.study
+    shown = 0
+
+    def on_step(step: int, steps: int, loss: float) -> None:
+        nonlocal shown
+        percent = 100 * step // steps
+        advance(percent - shown)
+        shown = percent
+
+    result = run_meta(
+        context.base.directory,
+        lambda epoch: epoch_trees(plan, epoch),
+        study.meta_sft.recipe,
+        study.seed,
+        study.resources,
+        f"{study.run_name()}-meta",
+        on_progress=on_step,
+    )
+    record = {
+        "settings": study.meta_sft.model_dump(mode="json"),
+        "meta_train": list(context.halves.meta_train),
+        "seed": study.seed,
+        "losses": result.losses,
+        "tokens": result.tokens,
+        "train_seconds": result.seconds,
+        "fingerprint": study.fingerprint(),
+        "versions": dict(versions),
+    }
+    context.store.put_files("meta_sft", plan.meta, result.files, record)

@@ -1,0 +1,38 @@
+"""The app of a study: what is served follows from the plan. Owns the translation of a study into a serving spec."""
+
+from metagen_ray.serving.app import ServingSpec, deploy, undeploy
+from metagen_ray.stages.answers import AppAddress
+from metagen_ray.stages.plan import Plan
+
+def up(plan: Plan) -> AppAddress:
+    """Deploy the app and return its address once it answers."""
+    app = deploy(spec(plan))
+    return AppAddress(app.url, app.token_file, app.model_name)
+
+
+def down() -> None:
+    """End the app."""
+    undeploy()
+
+
+def spec(plan: Plan) -> ServingSpec:
+    """Engine settings that hold every adapter and every prompt of the plan."""
+    study, resources, context = plan.study, plan.study.resources, plan.context
+    return ServingSpec(
+        model_dir=str(context.base.directory),
+        model_name=context.base.name,
+        store=context.store.root,
+        max_lora_rank=_allowed_rank(max(study.object_sft.rank, study.meta_sft.recipe.rank)),
+        max_model_len=context.base.context_tokens,
+        replicas=resources.replicas,
+        cpus_per_replica=resources.cpus_per_replica,
+        gpus_per_replica=resources.gpus_per_replica,
+        kv_cache_gib=resources.kv_cache_gib,
+        threads=max(1, round(resources.cpus_per_replica)),
+        port=resources.port,
+    )
+
+
+def _allowed_rank(rank: int) -> int:
+    """vLLM takes certain ranks only: the next one up."""
+    return next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)
