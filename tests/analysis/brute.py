@@ -89,7 +89,7 @@ def correlations(predicted, truth, weight=None):
     order = sorted(c for c in truth if c in predicted and (weight is None or weight[c]))
     p, s = {c: predicted[c] for c in order}, {c: truth[c] for c in order}
     flat_p, flat_s = listed(p, order, weight), listed(s, order, weight)
-    found = {"pearson": pearson(flat_p, flat_s), "spearman": stats.spearmanr(flat_p, flat_s).statistic}
+    found = {"pearson": pearson(flat_p, flat_s), "spearman": stats.spearmanr(flat_p, flat_s)[0]}
     for name, remove in (
         ("pearson_column", lambda x: centred(x, 1, weight)),
         ("pearson_row", lambda x: centred(x, 0, weight)),

@@ -8,7 +8,7 @@ import numpy as np
 from metagen_ray.analysis.bootstrap import interval, whole_weights
 from metagen_ray.analysis.contrasts import Differences, clustered_test
 from metagen_ray.analysis.fields import Entry, Field, Region, squared_error
-from metagen_ray.analysis.measures import measure
+from metagen_ray.analysis.measures import Key, measure
 
 # Standard deviations of row, column and cell effects of a predictor's errors.
 MIXES = {
@@ -41,7 +41,8 @@ def differences(rng, rows, columns, mix, alike=0.0, gap=0.0, diagonal=False):
 def rejections(rng, runs, rows, columns, mix, level=0.95, joint=False, **more):
     """Share of runs in which the contrast is significant."""
     tests = [clustered_test([differences(rng, rows, columns, mix, **more)], level, 8) for _ in range(runs)]
-    return float(np.mean([(t.p_joint if joint else t.p) < 1 - level for t in tests]))
+    p = np.array([test.p_joint if joint else test.p for test in tests], float)
+    return float((p < 1 - level).mean())
 
 
 def pooled_rejections(rng, runs, domains, splits, mix):
@@ -56,7 +57,9 @@ def pooled_rejections(rng, runs, domains, splits, mix):
             # Half of a cell's difference is the split's own: the predictors are trained anew.
             fresh = differences(rng, len(half), len(half), mix, diagonal=True).value_RC
             parts.append(Differences(whole.value_RC[np.ix_(half, half)] + fresh, ids, ids))
-        rejected += clustered_test(parts, 0.95, 8).p < 0.05
+        p = clustered_test(parts, 0.95, 8).p
+        assert p is not None
+        rejected += p < 0.05
     return rejected / runs
 
 
@@ -92,7 +95,9 @@ def coverage(rng, runs, rows, columns, mix, resamples=400):
         field = simulated_field(rng, rows, columns, mix)
         drawn = measure(field, whole_weights(rows, resamples, rng), whole_weights(columns, resamples, rng))
         for metric, true in wanted.items():
-            low, high = interval(drawn["P", "sampled", metric], 0.95, min(rows, columns))
+            found = interval(drawn[Key("P", "sampled", metric)], 0.95, min(rows, columns))
+            assert found is not None
+            low, high = found
             hits.setdefault(metric, []).append(low <= true <= high)
     return {metric: float(np.mean(own)) for metric, own in hits.items()}
 

@@ -7,7 +7,7 @@ import pytest
 
 from metagen_ray.analysis import Options, analyse
 from metagen_ray.analysis.fields import regions
-from metagen_ray.analysis.measures import measure
+from metagen_ray.analysis.measures import Key, measure
 from metagen_ray.analysis.tables import EVALUATION, QUADRANTS
 from tests.analysis import brute
 from tests.analysis.worlds import prediction, world
@@ -193,7 +193,7 @@ def test_resamples_equal_replicated_cells(shape):
                 for c, j in enumerate(region.cols_C)
             }
             for metric, expected in brute.correlations(predicted, own, {c: times[c] for c in own}).items():
-                found = measured["UntrainedICL", "expectation", metric][b]
+                found = measured[Key("UntrainedICL", "expectation", metric)][b]
                 if expected is None or np.isnan(expected):
                     assert np.isnan(found), metric
                 else:
@@ -202,6 +202,6 @@ def test_resamples_equal_replicated_cells(shape):
             drawn = [
                 brute.squared(predicted[c], own[c]) for c in own if c in predicted for _ in range(times[c])
             ]
-            assert measured["UntrainedICL", "expectation", "rmse"][b] == pytest.approx(
+            assert measured[Key("UntrainedICL", "expectation", "rmse")][b] == pytest.approx(
                 brute.mean(drawn) ** 0.5
             )
