@@ -11,6 +11,7 @@ from metagen_ray.study import Study
 
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
+SMALL_PARTS_CPUS = 0.15  # the app's ingress and the actors that ask it
 
 
 def connect(study: Study, address: str | None) -> None:
@@ -27,7 +28,13 @@ def connect(study: Study, address: str | None) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             ray.init(address=address, **quiet)
         else:
-            ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+            # A cluster for this process alone listens on loopback, whatever addresses the machine has.
+            ray.init(
+                _node_ip_address="127.0.0.1",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **quiet,
+            )
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
             raise MachineError(
@@ -43,13 +50,10 @@ def connect(study: Study, address: str | None) -> None:
 def check_fit(study: Study) -> None:
     """Refuse a plan that the cluster cannot run: too few CPUs or GPUs in all, too little memory on every node."""
     need, have = study.resources, ray.cluster_resources()
-    cpus = need.replicas * need.cpus_per_replica + max(
-        need.lanes * need.workers_per_lane, need.meta_workers
-    ) * need.cpus_per_worker
-    gpus = max(
-        need.replicas * need.gpus_per_replica,
-        max(need.lanes * need.workers_per_lane, need.meta_workers) * need.gpus_per_worker,
-    )
+    workers = max(need.lanes * need.workers_per_lane, need.meta_workers)
+    # The app stays up while meta-SFT trains, so both must fit at once.
+    cpus = need.replicas * need.cpus_per_replica + workers * need.cpus_per_worker + SMALL_PARTS_CPUS
+    gpus = need.replicas * need.gpus_per_replica + workers * need.gpus_per_worker
     for kind, wanted, key in (("CPUs", cpus, "CPU"), ("GPUs", gpus, "GPU")):
         if wanted > have.get(key, 0.0):
             raise MachineError(

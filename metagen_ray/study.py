@@ -125,7 +125,9 @@ class Resources(Section):
     gpus_per_worker: float = Field(
         default=0, ge=0, description="GPUs of one training worker; 0 trains on CPU"
     )
-    cpus_per_worker: float = Field(default=1, gt=0, description="CPUs of one training worker")
+    cpus_per_worker: float = Field(
+        default=0.8, gt=0, description="CPUs of one training worker; fractions leave room for the app's small parts"
+    )
     zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     replicas: int = Field(default=1, ge=1, description="serving replicas")
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")

@@ -4,6 +4,7 @@ Rows are repartitioned to one shard per block, else one worker gets them all. A 
 exception would end the whole pass: what fails comes back as an outcome with its reason.
 """
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ import ray
 from metagen_ray.errors import StageError, UserError
 
 Row = dict[str, Any]
+ACTOR_CPUS = 0.05  # they wait for the app most of the time
 
 
 class ShardWorker(Protocol):
@@ -55,16 +57,14 @@ def run_shards(
     """
     if not rows:
         return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _quiet()
     dataset = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=len(rows)).map_batches(
         _Actor,
         fn_constructor_args=(make, dict(arguments)),
         batch_size=1,
         batch_format="numpy",
-        concurrency=min(actors, len(rows)),
-        num_cpus=0.05,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+        num_cpus=ACTOR_CPUS,
     )
     failed = []
     for outcome in dataset.iter_rows():
@@ -77,3 +77,12 @@ def run_shards(
             f"{what}: {len(failed)} of {len(rows)} shards failed; the first, {first['key'][:12]}: {first['reason']}. "
             "What was done is kept; run again to do the rest"
         )
+
+
+def _quiet() -> None:
+    """Our own progress speaks for the pass; Ray Data's bars, plans and advice stay out of a job's log."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    logging.getLogger("ray.data").setLevel(logging.ERROR)

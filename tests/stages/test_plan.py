@@ -1,0 +1,131 @@
+"""The plan: keys follow content and nothing else, studies share what they have in common, prompts are as stated."""
+
+import pytest
+
+from metagen_ray.errors import InputError
+from metagen_ray.stages.draws import k_draw, scrambled
+from metagen_ray.stages.plan import META, SCRAMBLED, TRUTH
+
+
+def keys(plan) -> dict[str, list[str]]:
+    return {
+        "adapters": [a.key for a in plan.adapters],
+        "truth": [a.key for a in plan.truth],
+        "untrained": [a.key for a in plan.untrained],
+        "meta": [plan.meta],
+        "predictions": [a.key for a in plan.predictions],
+        "judge": [s.key for shards in plan.judged.values() for s in shards],
+    }
+
+
+def test_plan_counts_shards(plan_of):
+    found = keys(plan_of())
+    assert {name: len(k) for name, k in found.items()} == {
+        "adapters": 8, "truth": 16, "untrained": 2 + 16, "meta": 1, "predictions": 32, "judge": 6,
+    }  # fmt: skip
+    assert all(len(set(k)) == len(k) for k in found.values())
+
+
+def test_plan_is_the_same_when_made_again(plan_of):
+    assert keys(plan_of()) == keys(plan_of("name=other", "resources.lanes=2"))
+
+
+def test_plan_other_split_shares_truth_and_untrained_predictions(plan_of):
+    one, two = keys(plan_of("seed=0")), keys(plan_of("seed=1"))
+    assert one["adapters"] == two["adapters"] and one["truth"] == two["truth"]
+    assert one["untrained"] == two["untrained"]
+    assert one["meta"] != two["meta"] and not set(one["predictions"]) & set(two["predictions"])
+
+
+def test_plan_more_domains_keep_finished_blocks(plan_of):
+    few, many = keys(plan_of("domains=8")), keys(plan_of("domains=12"))
+    assert set(few["adapters"]) < set(many["adapters"]) and set(few["truth"]) < set(many["truth"])
+
+
+@pytest.mark.parametrize(
+    ("change", "moved"),
+    [
+        ("object_sft.lr=0.002", {"adapters", "truth", "meta", "predictions", "judge"}),
+        ("truth_seed=1", {"adapters", "truth", "untrained", "meta", "predictions", "judge"}),
+        ("context.k=4", {"untrained", "meta", "predictions", "judge"}),
+        ("temperature=0.5", {"truth", "untrained", "meta", "predictions", "judge"}),
+        ("meta_sft.branches=4", {"meta", "predictions", "judge"}),
+        ("judge.min_mass=0.5", {"judge"}),
+        ("analysis.deals=7", set()),
+    ],
+)
+def test_plan_keys_move_with_what_decides_them(plan_of, change, moved):
+    before, after = keys(plan_of()), keys(plan_of(change))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == moved
+
+
+def test_plan_prompts_show_the_domain_and_deal_questions_over_draws(plan_of):
+    plan = plan_of()
+    ask = next(a for a in plan.predictions if a.predictor == META)
+    prompts = plan.prompts(ask)
+    assert len(prompts) == 4 * 4 and {draw for _, _, draw, _ in prompts} == {0, 1, 2, 3}
+    shown = plan.context.domains[ask.shown]
+    for domain, number, draw, tokens in prompts:
+        examples = k_draw(shown, 8, 0, draw)
+        whole = plan.context.renderer.prompt(
+            [m for p, c in examples for m in ({"role": "user", "content": p}, {"role": "assistant", "content": c})]
+            + [{"role": "user", "content": plan.context.questions(domain)[number]}]
+        )
+        assert tokens == whole
+
+
+def test_plan_scrambled_never_shows_the_own_domain(plan_of):
+    plan = plan_of()
+    asks = [a for a in plan.predictions if a.predictor == SCRAMBLED]
+    assert all(a.shown != a.train_domain for a in asks)
+    assert {a.shown for a in asks} == {a.train_domain for a in asks}
+    assert all(a != b for a, b in scrambled(["a", "b"], 3).items())
+
+
+def test_plan_truth_asks_without_examples(plan_of):
+    plan = plan_of()
+    ask = next(a for a in plan.truth if a.predictor == TRUTH)
+    assert all(draw == -1 and len(tokens) < 20 for _, _, draw, tokens in plan.prompts(ask))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["context.k=129"], "has 128"),
+        (["questions=5"], "held-out"),
+        (["domains=101"], "too many"),
+        (["model=/nowhere/at/all"], "no such directory"),
+        (["model=lab:nonesuch"], "no such lab base"),
+        (["split.eval_share=0.01"], "leaves the meta-eval half empty"),
+    ],
+)
+def test_plan_bad_study_is_refused(plan_of, overrides, words):
+    with pytest.raises(InputError, match=words):
+        plan_of(*overrides).truth
+
+
+def test_plan_prompt_longer_than_the_context_is_refused(plan_of):
+    with pytest.raises(InputError, match=r"needs \d+ tokens"):
+        plan_of("context.k=128").untrained
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "config.json").write_text("{"), "not valid JSON"),
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: (d / "config.json").write_text('{"architectures": ["ViTModel"]}'), "no decoder"),
+        (lambda d: (d / "model.safetensors").unlink(), "safetensors"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json"),
+    ],
+)
+def test_base_model_spoilt_is_refused(tmp_path, base_dir, spoil, words):
+    import shutil
+
+    from metagen_ray.base_model import find_base
+
+    copy = shutil.copytree(base_dir, tmp_path / "copy")
+    spoil(copy)
+    with pytest.raises(InputError, match=words):
+        find_base(str(copy))
