@@ -53,6 +53,7 @@ class DeepSpeedEngine:
 
     def reset(self, seed: int, weight_decay: float) -> None:
         """A fresh adapter drawn from `seed`, on every rank and in ZeRO's partitions, and an optimizer without memory."""
+        self._drop_gradients()
         with torch.no_grad():
             self.model.flat.copy_(self.model.slots.initial(seed))
         if self.zero_stage:
@@ -62,6 +63,15 @@ class DeepSpeedEngine:
     def adapter(self) -> Adapter:
         """The adapter under PEFT's names; ZeRO has gathered it after every step."""
         return self.model.slots.named(self.model.flat)
+
+    def _drop_gradients(self) -> None:
+        """What a step that failed half-way has left; it would be added to the next adapter's first gradient."""
+        self.model.flat.grad = None
+        if self.zero_stage:
+            zero = self.engine.optimizer
+            zero.zero_grad()
+            for group in zero.averaged_gradients:
+                zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
     def _clip(self, clip: float, loss: torch.Tensor) -> float:
         """Scale the gradient to norm `clip` at most; returns the loss summed over ranks, in the same all-reduce.

@@ -1,0 +1,115 @@
+"""DeepSpeed against the plain engine: ZeRO stages and ranks, several adapters on one engine, memory, broken gradients."""
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from metagen_ray.errors import StageError
+from metagen_ray.study import Recipe
+from metagen_ray.training.base import AdaptedModel, load_base
+from metagen_ray.training.core import train
+from metagen_ray.training.lora import LoraShape
+from metagen_ray.training.plain import PlainEngine
+from metagen_ray.training.rows import Branch, Tree, plain_row
+from metagen_ray.training.zero import DeepSpeedEngine, start_alone
+from tests.tiny import make_tiny_model
+
+pytestmark = pytest.mark.slow
+RECIPE = Recipe(rank=4, alpha=8, lr=3e-3, epochs=2, batch_rows=7, clip=0.05, weight_decay=0.1, schedule="linear")
+STAGES = (0, 1, 2)
+
+
+def mixed_trees(seed: int) -> list[Tree]:
+    """Plain rows and trees; some steps hold one tree alone, which two ranks must share."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(low: int, high: int) -> list[int]:
+        return rng.integers(10, 300, rng.integers(low, high)).tolist()
+
+    rows = [plain_row(tokens(2, 9), tokens(1, 9)) for _ in range(30)]
+    trees = [Tree(tokens(20, 40), tuple(Branch(tokens(2, 8), tokens(1, 6)) for _ in range(8))) for _ in range(4)]
+    return [*rows, *trees]
+
+
+def model_at(directory: str) -> AdaptedModel:
+    model = AdaptedModel(load_base(directory), LoraShape.of(RECIPE))
+    model.pack_tokens = 60  # several packs a step
+    return model
+
+
+def worker(rank: int, world: int, directory: str, rendezvous: str, out: str) -> None:
+    """Train adapters 1, 2 and 1 again on each stage's engine; save them and their losses."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    found = {}
+    for stage in STAGES:
+        engine = DeepSpeedEngine(model_at(directory), stage)
+        for turn, seed in enumerate((1, 2, 1)):
+            log = train(engine, mixed_trees(seed), RECIPE, seed)
+            found[stage, turn] = (engine.adapter(), log.losses)
+    torch.save(found, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def plain(model_dir: Path) -> dict[int, tuple[dict[str, torch.Tensor], list[float]]]:
+    engine = PlainEngine(model_at(str(model_dir)))
+    found = {}
+    for seed in (1, 2):
+        log = train(engine, mixed_trees(seed), RECIPE, seed)
+        found[seed] = (engine.adapter(), log.losses)
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_deepspeed_all_stages_equal_the_plain_engine(model_dir: Path, tmp_path: Path, plain: dict, world: int) -> None:
+    mp.spawn(worker, (world, str(model_dir), str(tmp_path / "meet"), str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for (_, turn), (adapter, losses) in found.items():
+            expected, expected_losses = plain[(1, 2, 1)[turn]]
+            assert np.allclose(losses, expected_losses, atol=1e-5)
+            assert max((adapter[n] - expected[n]).abs().max().item() for n in expected) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def alone() -> None:
+    start_alone()  # never ended: DeepSpeed keeps the first group of a process for good
+
+
+def resident_mib() -> float:
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def test_deepspeed_twenty_adapters_on_one_engine_do_not_leak(model_dir: Path, alone: None) -> None:
+    engine = DeepSpeedEngine(model_at(str(model_dir)), 1)
+    sizes = []
+    for seed in range(23):
+        train(engine, mixed_trees(seed)[:14], RECIPE, seed)
+        sizes.append(resident_mib())
+    assert sizes[-1] - sizes[2] < 4
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_deepspeed_broken_gradient_fails_and_the_engine_goes_on(model_dir: Path, alone: None, stage: int) -> None:
+    rows = mixed_trees(3)[:14]
+    engine = DeepSpeedEngine(model_at(str(model_dir)), stage)
+    train(engine, rows, RECIPE, 3)
+    clean = engine.adapter()
+    with pytest.raises(StageError, match="not finite"):
+        train(engine, rows, RECIPE.model_copy(update={"lr": 1e30}), 3)
+    train(engine, rows, RECIPE, 3)
+    again = engine.adapter()
+    assert all(torch.equal(clean[n], again[n]) for n in clean)
