@@ -1,0 +1,79 @@
+"""The driver killed with -9 at random moments: nothing is lost, nothing is computed twice, the figures stay what they were."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metagen_ray.stages.context import StudyContext
+from metagen_ray.stages.plan import Plan
+from metagen_ray.stages.status import Status
+from metagen_ray.study import Study, load_study
+
+pytestmark = pytest.mark.slow
+SMALL = ("domains=8", "block_domains=4", "predict.samples=2", "analysis.resamples=200")
+LIMIT_S = 420
+
+
+def study_in(store: Path) -> Study:
+    return load_study("pocket", [*SMALL, f"store={store}"])
+
+
+def start(store: Path, log: Path) -> subprocess.Popen:
+    arguments = [a for s in (*SMALL, f"store={store}") for a in ("--set", s)]
+    command = [sys.executable, "-m", "metagen_ray.cli", "run", "pocket", *arguments]
+    with log.open("ab") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def finish(store: Path, log: Path) -> float:
+    began = time.monotonic()
+    assert start(store, log).wait(LIMIT_S) == 0, log.read_text()[-3000:]
+    return time.monotonic() - began
+
+
+def committed(study: Study) -> dict[tuple[str, str], str]:
+    """When each artifact of the plan was committed."""
+    plan = Plan(StudyContext(study))
+    present = Status(plan).present
+    store = plan.context.store
+    return {(s, k): store.record(s, k)["created"] for s, ks in present.items() for k in ks}
+
+
+def rmse(study: Study) -> dict[tuple[str, str], tuple[float, ...]]:
+    """Point, low and high of the sampled RMSE, by predictor and quadrant."""
+    path = Path(study.store) / "studies" / study.run_name() / "report" / "quadrants.csv"
+    with path.open() as file:
+        rows = [r for r in csv.DictReader(file) if r["metric"] == "rmse" and r["value"]]
+    return {(r["predictor"], r["quadrant"]): float(r["value"]) for r in rows}
+
+
+def test_driver_killed_at_random_moments_resumes(tmp_path):
+    calm, rough = study_in(tmp_path / "calm"), study_in(tmp_path / "rough")
+    seconds = finish(tmp_path / "calm", tmp_path / "calm.log")
+    rng, seen = random.Random(5), {}
+    for _ in range(3):
+        driver = start(tmp_path / "rough", tmp_path / "rough.log")
+        time.sleep(rng.uniform(0.25, 0.9) * seconds)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        now = committed(rough)
+        assert all(now[k] == created for k, created in seen.items())
+        seen = now
+    finish(tmp_path / "rough", tmp_path / "rough.log")
+    after = committed(rough)
+    assert all(after[k] == created for k, created in seen.items())
+    assert len(after) == len(committed(calm))
+    assert Status(Plan(StudyContext(rough))).complete()
+    one, other = rmse(calm), rmse(rough)
+    shared = [k for k in one if k in other and k[1] != "diagonal"]
+    gaps = np.array([one[k] - other[k] for k in shared])
+    # 8 answers a cell: an RMSE over the 12-16 cells of a quadrant has a standard error of about 3 points.
+    assert len(shared) > 20 and np.abs(gaps).mean() < 6.0
