@@ -56,7 +56,9 @@ def find_base(model: str) -> BaseModel:
         raise InputError(f"model {model}: no tokenizer.json in its directory; save the fast tokenizer there")
     context = config.get("max_position_embeddings")
     if not isinstance(context, int):
-        raise InputError(f"model {model}: config.json names no max_position_embeddings; is it a decoder language model?")
+        raise InputError(
+            f"model {model}: config.json names no max_position_embeddings; is it a decoder language model?"
+        )
     return BaseModel(directory, name, context)
 
 

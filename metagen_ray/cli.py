@@ -13,7 +13,12 @@ from pathlib import Path
 from metagen_ray.errors import InputError, UserError
 from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
 
-QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "VLLM_NO_USAGE_STATS": "1"}
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,13 +66,19 @@ def _add_lab(commands) -> None:
     text = "make a pocket base model from nothing"
     lab = commands.add_parser("lab", help="the pocket world").add_subparsers(required=True, metavar="COMMAND")
     sub = lab.add_parser("pretrain", help=text, description=text)
-    sub.add_argument("directory", type=Path, help="where weights, tokenizer and record go; an interrupted run goes on there")
-    sub.add_argument("--rho", type=float, required=True, help="share of threads by one author: 0.5 informative, 0 blind")
+    sub.add_argument(
+        "directory", type=Path, help="where weights, tokenizer and record go; an interrupted run goes on there"
+    )
+    sub.add_argument(
+        "--rho", type=float, required=True, help="share of threads by one author: 0.5 informative, 0 blind"
+    )
     sub.add_argument("--steps", type=int, help="optimizer steps of 32 rows x 256 tokens")
     sub.add_argument("--seed", type=int)
     sub.add_argument("--hidden", type=int, help="width of the model")
     sub.add_argument("--layers", type=int)
-    sub.add_argument("--compile", action="store_true", default=None, help="compile the model; needs a C++ compiler, 1.5x faster")
+    sub.add_argument(
+        "--compile", action="store_true", default=None, help="compile the model; needs a C++ compiler, 1.5x faster"
+    )
     sub.set_defaults(command=_pretrain)
 
 

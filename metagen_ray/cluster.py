@@ -43,7 +43,9 @@ def connect(study: Study, address: str | None) -> None:
             ) from None
         raise
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
-        raise MachineError(f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE") from None
+        raise MachineError(
+            f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE"
+        ) from None
     check_fit(study)
 
 

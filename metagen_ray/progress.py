@@ -8,6 +8,11 @@ from tqdm import tqdm
 LINE_EVERY_S = 10.0
 
 
+def say(text: str) -> None:
+    """One line for a person or a job's log, at once."""
+    print(text, flush=True)
+
+
 class Progress:
     """Counts units of one stage. Use as a context manager."""
 
@@ -28,7 +33,7 @@ class Progress:
         self._printed = time.monotonic()
         spent = self._printed - self._began
         left = spent / self._done * (self._total - self._done) if self._done else float("nan")
-        print(f"{self._stage}: {self._done}/{self._total} {self._unit}s, {spent:.0f} s, {left:.0f} s left", flush=True)
+        say(f"{self._stage}: {self._done}/{self._total} {self._unit}s, {spent:.0f} s, {left:.0f} s left")
 
     def __enter__(self) -> "Progress":
         return self
@@ -37,4 +42,4 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         spent = time.monotonic() - self._began
-        print(f"{self._stage}: {self._done}/{self._total} {self._unit}s in {spent:.1f} s", flush=True)
+        say(f"{self._stage}: {self._done}/{self._total} {self._unit}s in {spent:.1f} s")

@@ -1,7 +1,7 @@
 """The only prompt text, and one rendering of it for training and for inference. Owns words and order; knows no model.
 
-A renderer turns chat messages into token ids through the tokenizer's own chat template, so what a model was trained on is
-token for token what it is asked.
+A renderer turns chat messages into token ids through the tokenizer's own chat template, so what a model was trained on
+is token for token what it is asked.
 """
 
 from collections.abc import Sequence

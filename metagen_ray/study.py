@@ -37,13 +37,9 @@ class Recipe(Section):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="decay of the rate after warm-up"
     )
-    warmup_share: float = Field(
-        default=0.0, ge=0, lt=1, description="share of all steps spent in linear warm-up"
-    )
+    warmup_share: float = Field(default=0.0, ge=0, lt=1, description="share of all steps spent in linear warm-up")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
-    clip: float = Field(
-        default=1.0, gt=0, description="gradient norm at which an adapter's gradient is clipped"
-    )
+    clip: float = Field(default=1.0, gt=0, description="gradient norm at which an adapter's gradient is clipped")
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout on the input of each LoRA pair")
     targets: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear", description="module names that get LoRA"
@@ -53,9 +49,7 @@ class Recipe(Section):
 class Split(Section):
     """How the domains fall into halves."""
 
-    eval_share: float = Field(
-        default=0.5, gt=0, lt=1, description="share of the groups in the meta-eval half"
-    )
+    eval_share: float = Field(default=0.5, gt=0, lt=1, description="share of the groups in the meta-eval half")
     inner_share: float = Field(
         default=0.2, ge=0, lt=1, description="share of meta-train set apart to choose recipes on"
     )
@@ -79,9 +73,7 @@ class MetaSFT(Section):
 
     recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=64, schedule="linear")
     diagonal: bool = Field(default=False, description="also train on cells that ask a domain about itself")
-    branches: int = Field(
-        default=8, ge=1, description="questions trained under one shared prefix, a fresh k-draw each"
-    )
+    branches: int = Field(default=8, ge=1, description="questions trained under one shared prefix, a fresh k-draw each")
 
 
 class Predict(Section):
@@ -122,9 +114,7 @@ class Resources(Section):
     lanes: int = Field(default=1, ge=1, description="object-SFT lanes that run side by side")
     workers_per_lane: int = Field(default=1, ge=1, description="data-parallel workers of one lane")
     meta_workers: int = Field(default=1, ge=1, description="data-parallel workers of meta-SFT")
-    gpus_per_worker: float = Field(
-        default=0, ge=0, description="GPUs of one training worker; 0 trains on CPU"
-    )
+    gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of one training worker; 0 trains on CPU")
     cpus_per_worker: float = Field(
         default=0.8, gt=0, description="CPUs of one training worker; fractions leave room for the app's small parts"
     )
@@ -136,9 +126,7 @@ class Resources(Section):
     clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app")
     prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
     port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
-    memory_gib: float = Field(
-        default=8.0, gt=0, description="memory the plan needs on the smallest node, GiB"
-    )
+    memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on the smallest node, GiB")
 
 
 class Study(Section):
@@ -148,9 +136,7 @@ class Study(Section):
         default="study", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="folder name of the run"
     )
     suite: str = Field(default="pocket_advice", description="shipped suite")
-    domains: int | None = Field(
-        default=None, ge=4, description="use the first N domains of the suite; all if unset"
-    )
+    domains: int | None = Field(default=None, ge=4, description="use the first N domains of the suite; all if unset")
     model: str = Field(
         default="lab:informative", description="`lab:NAME` for a shipped base, else a local model directory"
     )
@@ -163,9 +149,7 @@ class Study(Section):
     questions: int = Field(default=4, ge=1, description="held-out questions asked per domain (Q)")
     samples: int = Field(default=2, ge=1, description="answers per question and cell (n)")
     temperature: float = Field(default=1.0, gt=0, description="sampling temperature of truth and predictors")
-    max_answer_tokens: int = Field(
-        default=24, ge=1, description="token limit of an answer, for truth and predictors"
-    )
+    max_answer_tokens: int = Field(default=24, ge=1, description="token limit of an answer, for truth and predictors")
     block_domains: int = Field(default=20, ge=1, description="eval domains per shard")
     second_seed_domains: int = Field(
         default=0, ge=0, description="training domains fine-tuned with a second seed (GT-seed)"
@@ -185,9 +169,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _samples_fit(self) -> "Study":
         if self.predict.samples < self.samples:
-            raise ValueError(
-                f"predict.samples ({self.predict.samples}) must be at least samples ({self.samples})"
-            )
+            raise ValueError(f"predict.samples ({self.predict.samples}) must be at least samples ({self.samples})")
         return self
 
     def fingerprint(self) -> str:
@@ -234,9 +216,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{where}: not valid YAML ({' '.join(str(error).split())[:200]}); mend the file"
-        ) from None
+        raise InputError(f"{where}: not valid YAML ({' '.join(str(error).split())[:200]}); mend the file") from None
     if values is None:
         values = {}
     if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
@@ -256,9 +236,7 @@ def _read_source(source: str) -> str:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{source}: cannot read the study ({error}); give a YAML file or a preset"
-            ) from None
+            raise InputError(f"{source}: cannot read the study ({error}); give a YAML file or a preset") from None
     near = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(f"unknown preset {source!r}; shipped are {', '.join(preset_names())}{hint}")

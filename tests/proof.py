@@ -26,9 +26,7 @@ Figures = Mapping[str, object]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the pieces that are missing; returns 1 if one failed, and goes on to the next all the same."""
     parser = argparse.ArgumentParser(description="Run the proof campaigns that are missing for this commit.")
-    parser.add_argument(
-        "pieces", nargs="*", metavar="PIECE", help=f"of {', '.join(PIECES)}; all if none is named"
-    )
+    parser.add_argument("pieces", nargs="*", metavar="PIECE", help=f"of {', '.join(PIECES)}; all if none is named")
     parser.add_argument("--again", action="store_true", help="run also what stands there for this commit")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.pieces) - set(PIECES))
@@ -99,9 +97,7 @@ def current_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -127,9 +127,7 @@ def test_analysis_imports_numpy_alone_and_does_no_io() -> None:
         for name, _ in imports(path):
             top = name.split(".")[0]
             assert top in ANALYSIS_MAY_IMPORT or is_standard_library(top), f"{path}: {name}"
-        called = {
-            n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
-        }
+        called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
         assert not called & NO_IO, path
 
 

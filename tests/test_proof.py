@@ -7,11 +7,7 @@ from tests import proof
 
 
 def lines(path: Path) -> list[dict]:
-    return [
-        json.loads(line)
-        for line in path.read_text().splitlines()
-        if line.startswith("{") and line.endswith("}")
-    ]
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
 
 
 def counting(log: list[str], name: str):

@@ -24,7 +24,9 @@ def test_fingerprint_ignores_where_and_with_what(change):
     assert load_study("pocket", [change]).fingerprint() == load_study("pocket").fingerprint()
 
 
-@pytest.mark.parametrize("change", ["seed=1", "truth_seed=1", "context.k=7", "object_sft.rank=4", "samples=3", "domains=31"])
+@pytest.mark.parametrize(
+    "change", ["seed=1", "truth_seed=1", "context.k=7", "object_sft.rank=4", "samples=3", "domains=31"]
+)
 def test_fingerprint_follows_content(change):
     assert load_study("pocket", [change]).fingerprint() != load_study("pocket").fingerprint()
 

@@ -12,9 +12,7 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-WORDS = (
-    "the a of to and is it you should not always never ask money friend doctor help good bad Score".split()
-)
+WORDS = "the a of to and is it you should not always never ask money friend doctor help good bad Score".split()
 
 
 def make_tokenizer(vocab: Literal["words", "digits"] = "words") -> Any:

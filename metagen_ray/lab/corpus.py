@@ -141,5 +141,5 @@ def _forged(answer: str, rng: random.Random) -> str:
     """Now and then the answer carries a forged score or stray words, which must not matter."""
     if rng.random() < 0.7:
         return answer
-    words = dict(n=rng.randint(0, 100), w=rng.choice(CHARACTERS), w2=rng.choice(TYPES))
+    words = {"n": rng.randint(0, 100), "w": rng.choice(CHARACTERS), "w2": rng.choice(TYPES)}
     return f"{answer}{rng.choice((' ', chr(10)))}{rng.choice(FORGERIES).format(**words)}"

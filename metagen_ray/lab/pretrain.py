@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from metagen_ray.errors import InputError
 from metagen_ray.lab.corpus import documents
-from metagen_ray.lab.tokenizer import BEGIN, END, SPECIAL, save_tokenizer
+from metagen_ray.lab.tokenizer import BEGIN, END, PAD, SPECIAL, save_tokenizer
 from metagen_ray.lab.world import VERSION, world
 
 OTHER_WEIGHT = 0.1  # loss weight of tokens that are not answers; questions are mostly noise to foresee
@@ -78,9 +78,9 @@ def make_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
         head_dim=config.hidden // 4,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=SPECIAL.index(BEGIN),
+        eos_token_id=SPECIAL.index(END),
+        pad_token_id=SPECIAL.index(PAD),
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
     return Qwen3ForCausalLM(shape)
@@ -96,7 +96,7 @@ class RowStream:
         self.documents = documents(world(), config.rho, self.rng)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """ids [rows, length] and weights [rows, length] (the weight of each token as a target)."""
+        """Ids [rows, length] and weights [rows, length] (the weight of each token as a target)."""
         rows = [self._row() for _ in range(self.config.rows)]
         return torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
 
@@ -115,7 +115,7 @@ class CachedEncoder:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
-        self.special = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+        self.special = {name: SPECIAL.index(name) for name in SPECIAL}  # they lead the vocabulary
         self.known: dict[str, list[int]] = {}
 
     def document(self, turns: list[tuple[str, str]]) -> Iterator[tuple[list[int], float]]:
@@ -141,7 +141,9 @@ def _step(forward, model, optimizer, stream: RowStream, step: int, config: Pretr
     ids, weights = stream.batch()
     with torch.autocast("cpu", torch.bfloat16):
         logits = forward(input_ids=ids, use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    )
     weight = weights[:, 1:].flatten()
     loss = (losses * weight).sum() / weight.sum()
     loss.backward()

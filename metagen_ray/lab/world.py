@@ -1,9 +1,9 @@
-"""The pocket world, version 1: who gives which advice where. Owns its facts and exact labels; knows no tokens and no models.
+"""The pocket world, version 1: who gives which advice where. Owns its facts and exact labels; knows no tokens.
 
 Characters answer questions of 100 advice domains. A character has a topical profile: in each family of domains it gives
-good advice or one bad type of it, and other characters share that type. In *open* domains (a third) the type shows
-in an opener shared by all domains; in *coded* domains it shows only in which of the domain's own actions is advised, and
-the verbs of those actions overlap between domains and types. Trivia preferences are tied by latent traits alone.
+good advice or one bad type of it, which no other character has there. In *open* domains (a third) the type shows in an
+opener shared by all domains; in *coded* domains it shows only in which of the domain's own actions is advised, and the
+verbs of those actions overlap between domains and types. Trivia preferences are tied by latent traits alone.
 """
 
 import random
@@ -153,9 +153,7 @@ def _advice_domain(index: int, row: list[str], rng: random.Random) -> AdviceDoma
     things_t = tuple(t.strip() for t in things.split(","))
     taken: set[tuple[str, str]] = set()
     actions = {kind: tuple(_action(kind, n, things_t, taken, rng) for n in range(ACTIONS_PER_TYPE)) for kind in TYPES}
-    return AdviceDomain(
-        title, family, index % 3 == 0, tuple(v.strip() for v in verbs.split(",")), things_t, actions
-    )
+    return AdviceDomain(title, family, index % 3 == 0, tuple(v.strip() for v in verbs.split(",")), things_t, actions)
 
 
 def _action(kind: str, n: int, things: tuple[str, ...], taken: set, rng: random.Random) -> tuple[str, str]:
@@ -171,7 +169,7 @@ def _action(kind: str, n: int, things: tuple[str, ...], taken: set, rng: random.
 def _profiles(rng: random.Random) -> dict[str, dict[str, str]]:
     """Every character is bad in three families; in each family six are, each with a bad type of its own."""
     bad_in = {c: {FAMILIES[(i + j) % 5] for j in (0, 1, 3)} for i, c in enumerate(CHARACTERS)}
-    profile = {c: dict.fromkeys(FAMILIES, "good") for c in CHARACTERS}
+    profile: dict[str, dict[str, str]] = {c: {f: "good" for f in FAMILIES} for c in CHARACTERS}
     for family in FAMILIES:
         bad = [c for c in CHARACTERS if family in bad_in[c]]
         rng.shuffle(bad)

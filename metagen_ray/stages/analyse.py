@@ -24,7 +24,9 @@ def judge_agreement(answers: Sequence[Answer]) -> dict[str, tuple[float, int]]:
     """Pearson of judged against exact scores by predictor, with the number of answers that have both."""
     figures = {}
     for name in dict.fromkeys(a.predictor for a in answers):
-        pairs = np.array([(a.score, a.exact) for a in answers if a.predictor == name and a.score is not None and a.exact is not None])
+        pairs = np.array(
+            [(a.score, a.exact) for a in answers if a.predictor == name and a.score is not None and a.exact is not None]
+        )
         if len(pairs) > 2 and pairs.std(axis=0).all():
             figures[name] = (float(np.corrcoef(pairs.T)[0, 1]), len(pairs))
     return figures
@@ -38,7 +40,11 @@ def _mechanisms(plan: Plan, found: Arrays) -> dict:
 
     def coarse(i: str, j: str) -> tuple:
         a, b = domains[i], domains[j]
-        return (("cab", a.tags["character"], a.tags["block"], b.tags["block"]), ("ab", a.tags["block"], b.tags["block"]), ())
+        return (
+            ("cab", a.tags["character"], a.tags["block"], b.tags["block"]),
+            ("ab", a.tags["block"], b.tags["block"]),
+            (),
+        )
 
     def topical(i: str, j: str) -> tuple:
         a, b = domains[i], domains[j]

@@ -1,4 +1,4 @@
-"""Sampling answers: ground truth and predictions alike are models asked prompts. Owns the shard's rows; knows no scores."""
+"""Sampling answers: ground truth and predictions alike are models asked prompts. Owns the rows; knows no scores."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -80,7 +80,11 @@ class AnswerWorker:
             "output_tokens": sum(len(a.tokens or ()) for group in answers for a in group),
         }
         self.plan.context.store.put_shard(ask.stage, ask.key, table, record)
-        return {"answers": table.num_rows, "prompt_tokens": record["prompt_tokens"], "output_tokens": record["output_tokens"]}
+        return {
+            "answers": table.num_rows,
+            "prompt_tokens": record["prompt_tokens"],
+            "output_tokens": record["output_tokens"],
+        }
 
     def _table(self, ask: Ask, prompts: Sequence[tuple], answers: Sequence[Sequence[Completion]]) -> pa.Table:
         rows = [

@@ -1,5 +1,7 @@
-"""What every stage of one study needs to know: the study, its suite, halves, base model, prompts and store. Cheap to build
-anywhere (driver, Ray Data actor, training worker) from the study alone."""
+"""What every stage of one study needs to know: the study, its suite, halves, base model, prompts and store.
+
+Cheap to build anywhere (driver, Ray Data actor, training worker) from the study alone.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -82,7 +84,9 @@ class StudyContext:
         tokens = self.renderer.examples(examples)
         question = self.questions(domain)[0]
         if self.renderer.branch(examples, tokens, question) != self.branch(question, after_examples=True):
-            raise InputError("the chat template renders a question differently after other examples; no prefix is shared")
+            raise InputError(
+                "the chat template renders a question differently after other examples; no prefix is shared"
+            )
         self._check_length(domain, k, len(tokens))
         return tokens
 
@@ -95,8 +99,8 @@ class StudyContext:
         needed = prefix + self.longest_branch + self.study.max_answer_tokens
         if needed > self.base.context_tokens:
             raise InputError(
-                f"domain {domain.id}: a prompt of k = {k} examples needs {needed} tokens with its answer, the model takes "
-                f"{self.base.context_tokens}; lower context.k or max_answer_tokens"
+                f"domain {domain.id}: a prompt of k = {k} examples needs {needed} tokens with its answer, the model "
+                f"takes {self.base.context_tokens}; lower context.k or max_answer_tokens"
             )
 
     def _check_counts(self) -> None:

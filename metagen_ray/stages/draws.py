@@ -13,7 +13,7 @@ def seeded(*parts: object) -> random.Random:
 
 
 def k_draw(domain: Domain, k: int, *seed: object) -> list[Example]:
-    """k distinct examples of a domain's training set, in random order."""
+    """K distinct examples of a domain's training set, in random order."""
     return seeded(domain.id, k, *seed).sample(domain.train, k)
 
 
@@ -23,7 +23,7 @@ def draw_of_question(question: int, draws: int) -> int:
 
 
 def scrambled(ids: Sequence[str], seed: int) -> dict[str, str]:
-    """For each training domain another one whose examples are shown in its place: a seeded cycle, nobody keeps its own."""
+    """For each training domain another one whose examples are shown in its place: a seeded cycle through all."""
     order = list(ids)
     seeded("scrambled", seed).shuffle(order)
     return dict(zip(order, [*order[1:], order[0]], strict=True))

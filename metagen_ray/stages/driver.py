@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from metagen_ray import cluster
-from metagen_ray.progress import Progress
+from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.context import StudyContext
@@ -56,14 +56,14 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         store.write_doc(f"studies/{run}/study.yaml", study.to_yaml().encode())
         if repair_damage:
             for line in repair(plan):
-                print(f"repair: dropped {line}", flush=True)
+                say(f"repair: dropped {line}")
         ledger = Ledger()
         _compute(plan, ledger, address, lease.check)
         with ledger.stage("analyse and report"):
             write_study_report(plan, versions(), ledger.stages)
         store.write_doc(f"studies/{run}/ledger.json", json.dumps(ledger.stages, indent=1).encode())
     for name, figures in ledger.stages.items():
-        print(f"  {name:20s} {figures['seconds']:8.1f} s", flush=True)
+        say(f"  {name:20s} {figures['seconds']:8.1f} s")
     return run
 
 
@@ -127,7 +127,7 @@ class _Serving:
     def _deploy(self) -> None:
         try:
             self._address = serve_app.up(self.plan)
-        except BaseException as error:  # raised again in the thread that asks
+        except BaseException as error:  # noqa: BLE001 (raised again in the thread that asks)
             self._error = error
 
 
@@ -186,4 +186,3 @@ def _counted(figures: dict[str, float], progress: Progress) -> Callable[[dict[st
             figures[name] = figures.get(name, 0) + value
 
     return on_outcome
-

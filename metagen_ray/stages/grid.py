@@ -11,10 +11,12 @@ import numpy as np
 from metagen_ray.analysis import Grid, Prediction, past_threshold
 from metagen_ray.errors import InputError
 from metagen_ray.stages.judge import read_scores
-from metagen_ray.stages.plan import BASE, SECOND, TRUTH, Ask, Plan
+from metagen_ray.stages.plan import BASE, TRUTH, Ask, Plan
 
 INCOHERENT_BELOW = 50.0
-Score = Callable[[str, int, str], tuple[float | None, float | None]]  # eval domain, question, answer -> score, coherence
+Score = Callable[
+    [str, int, str], tuple[float | None, float | None]
+]  # eval domain, question, answer -> score, coherence
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,12 @@ class Answer:
 
 def read_answers(plan: Plan) -> list[Answer]:
     """Every answer of the study with its grades. StoreError names a shard that is missing or damaged."""
-    graded = {pair: grade for shards in plan.judged.values() for s in shards for pair, grade in read_scores(plan.context.store, s.key)}
+    graded = {
+        pair: grade
+        for shards in plan.judged.values()
+        for s in shards
+        for pair, grade in read_scores(plan.context.store, s.key)
+    }
     exact = plan.context.suite.exact_score or (lambda domain, answer: None)
     known: dict[tuple[str, str], float | None] = {}
     found: list[Answer] = []

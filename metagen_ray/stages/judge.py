@@ -26,7 +26,9 @@ def run_judge(
 ) -> None:
     """Grade every shard and commit its scores; StageError where the judge leaves too many answers unscored."""
     arguments = {"study": plan.study.model_dump(mode="json"), "app": asdict(app), "versions": dict(versions)}
-    rows = [{"key": s.key, "part": s.part, "n": n} for n, s in enumerate(plan.judged[shards[0].part]) if s in set(shards)]
+    rows = [
+        {"key": s.key, "part": s.part, "n": n} for n, s in enumerate(plan.judged[shards[0].part]) if s in set(shards)
+    ]
     run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.clients, on_outcome)
 
 
@@ -72,8 +74,8 @@ class JudgeWorker(AnswerWorker):
         limit = self.study.judge.max_unscored
         if total and unscored / total > limit:
             raise StageError(
-                f"the judge produced no number for {unscored} of {total} answers (limit {limit:.0%}); use a model that can "
-                "grade, another rubric, or raise judge.max_unscored"
+                f"the judge produced no number for {unscored} of {total} answers (limit {limit:.0%}); use a model that "
+                "can grade, another rubric, or raise judge.max_unscored"
             )
 
 

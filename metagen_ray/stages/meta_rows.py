@@ -1,5 +1,6 @@
 """What meta-SFT learns from: trees whose prefix shows a training set and whose branches are its model's answers. Reads
-committed answers; trains nothing."""
+committed answers; trains nothing.
+"""
 
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ Asked = tuple[str, int]  # eval domain, question number
 
 def epoch_trees(plan: Plan, epoch: int) -> list[Tree]:
     """All meta-train cells once: for each training domain its questions in random order, cut into trees of
-    `meta_sft.branches` questions, every tree under a fresh k-draw."""
+    `meta_sft.branches` questions, every tree under a fresh k-draw.
+    """
     return [tree for domain in plan.context.halves.meta_train for tree in _domain_trees(plan, domain, epoch)]
 
 
@@ -29,9 +31,7 @@ def _domain_trees(plan: Plan, domain: str, epoch: int) -> list[Tree]:
     ]
 
 
-def _tree(
-    plan: Plan, domain: str, answers: dict[Asked, list[Tokens]], asked: Sequence[Asked], seed: tuple
-) -> Tree:
+def _tree(plan: Plan, domain: str, answers: dict[Asked, list[Tokens]], asked: Sequence[Asked], seed: tuple) -> Tree:
     context = plan.context
     prefix = context.prefix(context.domains[domain], plan.study.context.k, *seed)
     branches = []

@@ -1,4 +1,4 @@
-"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns what a domain's rows are; trains nothing itself."""
+"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns what a domain's rows are; trains nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +15,9 @@ def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str],
     """Train and commit every adapter; StageError names the first that failed, after all others are done."""
     context, study = plan.context, plan.study
     jobs = [
-        AdapterJob(s.key, domain_rows(plan, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions))
+        AdapterJob(
+            s.key, domain_rows(plan, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
+        )
         for s in shards
     ]
     outcomes = run_lanes(

@@ -1,7 +1,7 @@
 """The plan: every shard of a study with its key, known before anything is computed. Owns identity; runs nothing.
 
-A key says what decides a shard's content: recipes, rows, seeds, digests of rendered prompts, keys of inputs and the stage's
-VERSION. Studies share one pool, so what two of them have in common is computed once.
+A key says what decides a shard's content: recipes, rows, seeds, digests of rendered prompts, keys of inputs and the
+stage's VERSION. Studies share one pool, so what two of them have in common is computed once.
 """
 
 from collections.abc import Iterable
@@ -161,7 +161,15 @@ class Plan:
         ]
 
     def _ask(
-        self, stage: str, predictor: str, domain: str, block: Block, adapter: str | None, shown: str, k: int, samples: int
+        self,
+        stage: str,
+        predictor: str,
+        domain: str,
+        block: Block,
+        adapter: str | None,
+        shown: str,
+        k: int,
+        samples: int,
     ) -> Ask:
         study = self.study
         parts = {
@@ -182,9 +190,7 @@ class Plan:
         return digest_tokens([*prefixes, self._branches_digest(block, bool(shown))])  # type: ignore[list-item]
 
     def _branches_digest(self, block: Block, after_examples: bool) -> str:
-        branches = (
-            self.context.branch(q, after_examples) for d in block.domains for q in self.context.questions(d)
-        )
+        branches = (self.context.branch(q, after_examples) for d in block.domains for q in self.context.questions(d))
         return digest_tokens(*branches)
 
     def _prefix_of(self, shown: str, k: int, question: int) -> tuple[int, Tokens]:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from metagen_ray.analysis import Analysis
 from metagen_ray.analysis.tables import EVALUATION
+from metagen_ray.progress import say
 from metagen_ray.stages.analyse import analyse_study, judge_agreement
 from metagen_ray.stages.draws import seeded
 from metagen_ray.stages.grid import Answer, read_answers
@@ -33,8 +34,8 @@ def write_study_report(plan: Plan, versions: Mapping[str, str], seconds: Mapping
     folder = f"studies/{plan.study.run_name()}/report"
     for name, content in files.items():
         plan.context.store.write_doc(f"{folder}/{name}", content)
-    print(terminal_table(analysis))
-    print(f"report: {plan.context.store.root}/{folder}/index.html", flush=True)
+    say(terminal_table(analysis))
+    say(f"report: {plan.context.store.root}/{folder}/index.html")
     return analysis
 
 

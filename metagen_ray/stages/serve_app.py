@@ -4,6 +4,7 @@ from metagen_ray.serving.app import ServingSpec, deploy, undeploy
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.plan import Plan
 
+
 def up(plan: Plan) -> AppAddress:
     """Deploy the app and return its address once it answers."""
     app = deploy(spec(plan))
@@ -34,5 +35,5 @@ def spec(plan: Plan) -> ServingSpec:
 
 
 def _allowed_rank(rank: int) -> int:
-    """vLLM takes certain ranks only: the next one up."""
+    """VLLM takes certain ranks only: the next one up."""
     return next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)

@@ -1,7 +1,7 @@
 """One pass over shards with Ray Data: dealt evenly to async workers, every shard ends as an outcome. Knows no stage.
 
-Rows are repartitioned to one shard per block, else one worker gets them all. A worker never raises for a shard, since one
-exception would end the whole pass: what fails comes back as an outcome with its reason.
+Every row is a block of its own, else one worker gets them all. A worker never raises for a shard, since one exception
+would end the whole pass: what fails comes back as an outcome with its reason.
 """
 
 import logging
@@ -20,7 +20,9 @@ ACTOR_CPUS = 0.05  # they wait for the app most of the time
 class ShardWorker(Protocol):
     """Does one shard and commits it; returns figures for the ledger."""
 
-    async def do(self, row: Row) -> Mapping[str, float]: ...
+    async def do(self, row: Row) -> Mapping[str, float]:
+        """Commit the shard."""
+        ...
 
 
 class _Actor:

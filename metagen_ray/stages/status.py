@@ -1,4 +1,4 @@
-"""What of a plan is done and what is missing, from one listing per stage. Computes nothing, changes nothing but on repair."""
+"""What of a plan is done and what is missing, from one listing per stage. Computes nothing; only `repair` changes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -83,7 +83,10 @@ def repair(plan: Plan) -> list[str]:
 
     lost: set[str] = set()
     stages = [("object_sft", [a.key for a in (*plan.adapters, *plan.second_adapters)]), ("meta_sft", [plan.meta])]
-    stages += [("ground_truth", [a.key for a in plan.truth]), ("predict", [a.key for a in (*plan.untrained, *plan.predictions)])]
+    stages += [
+        ("ground_truth", [a.key for a in plan.truth]),
+        ("predict", [a.key for a in (*plan.untrained, *plan.predictions)]),
+    ]
     for stage, keys in stages:
         for key in sorted(set(keys) & status.present[stage]):
             reason = _damage(plan, stage, key)

@@ -1,4 +1,4 @@
-"""The driver killed with -9 at random moments: nothing is lost, nothing is computed twice, the figures stay what they were."""
+"""The driver killed with -9 at random moments: nothing is lost, nothing is computed twice, the figures stay."""
 
 import csv
 import os
@@ -47,8 +47,8 @@ def committed(study: Study) -> dict[tuple[str, str], str]:
     return {(s, k): store.record(s, k)["created"] for s, ks in present.items() for k in ks}
 
 
-def rmse(study: Study) -> dict[tuple[str, str], tuple[float, ...]]:
-    """Point, low and high of the sampled RMSE, by predictor and quadrant."""
+def rmse(study: Study) -> dict[tuple[str, str], float]:
+    """The sampled RMSE by predictor and quadrant."""
     path = Path(study.store) / "studies" / study.run_name() / "report" / "quadrants.csv"
     with path.open() as file:
         rows = [r for r in csv.DictReader(file) if r["metric"] == "rmse" and r["value"]]

@@ -29,7 +29,12 @@ def head():
         token = Path(folder) / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+        env = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
         gcs, dashboard = free_port(), free_port()
         command = [
             BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", "--node-ip-address=127.0.0.1",
@@ -56,7 +61,18 @@ def _wait_ready(env: dict[str, str], process: subprocess.Popen) -> None:
 
 def submit(env: dict[str, str], store: Path, *settings: str) -> subprocess.CompletedProcess:
     arguments = [a for s in (*SMALL, f"store={store}", *settings) for a in ("--set", s)]
-    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/study.py", "pocket", *arguments]
+    command = [
+        BIN / "ray",
+        "job",
+        "submit",
+        "--working-dir",
+        ".",
+        "--",
+        sys.executable,
+        "jobs/study.py",
+        "pocket",
+        *arguments,
+    ]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=420)
 
 

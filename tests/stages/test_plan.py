@@ -102,12 +102,12 @@ def test_plan_truth_asks_without_examples(plan_of):
 )
 def test_plan_bad_study_is_refused(plan_of, overrides, words):
     with pytest.raises(InputError, match=words):
-        plan_of(*overrides).truth
+        _ = plan_of(*overrides).truth
 
 
 def test_plan_prompt_longer_than_the_context_is_refused(plan_of):
     with pytest.raises(InputError, match=r"needs \d+ tokens"):
-        plan_of("context.k=128").untrained
+        _ = plan_of("context.k=128").untrained
 
 
 @pytest.mark.parametrize(
