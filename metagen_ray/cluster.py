@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import ray
+import ray.exceptions
 
 from metagen_ray.errors import MachineError
 from metagen_ray.study import Study
