@@ -19,6 +19,7 @@ from metagen_ray.suites import load_suite
 from metagen_ray.suites.suite import Domain, Suite
 
 Tokens = list[int]
+ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # LoRA ranks that vLLM can be set up for
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,9 @@ class StudyContext:
 
     def _check_counts(self) -> None:
         study = self.study
+        rank = max(study.object_sft.rank, study.meta_sft.recipe.rank)
+        if rank > ENGINE_RANKS[-1]:
+            raise InputError(f"LoRA rank {rank} is above what the serving engine takes ({ENGINE_RANKS[-1]}); lower it")
         for domain in self.suite.domains:
             largest_k = max(study.context.k, *study.predict.untrained_k, 0)
             if largest_k > len(domain.train):

@@ -2,6 +2,7 @@
 
 from metagen_ray.serving.app import ServingSpec, deploy, undeploy
 from metagen_ray.stages.answers import AppAddress
+from metagen_ray.stages.context import ENGINE_RANKS
 from metagen_ray.stages.plan import Plan
 
 

@@ -94,6 +94,7 @@ def test_plan_truth_asks_without_examples(plan_of):
     [
         (["context.k=129"], "has 128"),
         (["questions=5"], "held-out"),
+        (["object_sft.rank=513"], "above what the serving engine takes"),
         (["domains=101"], "too many"),
         (["model=/nowhere/at/all"], "no such directory"),
         (["model=lab:nonesuch"], "no such lab base"),

@@ -1,0 +1,37 @@
+"""The command line: one line per error, on stderr, with its exit code, and nothing half-written."""
+
+import pytest
+
+from metagen_ray.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["plan", "pokcet"], 2, "did you mean 'pocket'"),
+        (["plan", "pocket", "--set", "contxt.k=3"], 2, "did you mean 'context'"),
+        (["plan", "pocket", "--set", "domains=3"], 2, "domains"),
+        (["plan", "pocket", "--set", "suite=pocket_advise"], 2, "did you mean 'pocket_advice'"),
+        (["plan", "pocket", "--set", "model=/no/such"], 2, "no such directory"),
+        (["plan", "nowhere.yaml"], 2, "cannot read"),
+        (["lab", "pretrain", "unused", "--rho", "2"], 2, "between 0 and 1"),
+    ],
+)
+def test_cli_wrong_input_is_one_line(arguments, code, words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_cli_store_that_is_a_file_exits_3(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["plan", "pocket", "--set", f"store={tmp_path / 'file'}"]) == 3
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_cli_unknown_command_exits_2():
+    with pytest.raises(SystemExit) as stop:
+        main(["paln", "pocket"])
+    assert stop.value.code == 2
