@@ -36,5 +36,5 @@ def spec(plan: Plan) -> ServingSpec:
 
 
 def _allowed_rank(rank: int) -> int:
-    """VLLM takes certain ranks only: the next one up."""
-    return next(allowed for allowed in (8, 16, 32, 64, 128, 256, 320, 512) if allowed >= rank)
+    """The engine takes certain ranks only: the next one up."""
+    return next(allowed for allowed in ENGINE_RANKS if allowed >= rank)
