@@ -1,0 +1,1 @@
+"""Figures of a study, drawn from the rows of its analysis. The only user of matplotlib; computes no statistics."""
