@@ -59,9 +59,7 @@ def centred(values, axis, weight=None):
     for cell, own in values.items():
         lane = [c for c in values if c[axis] == cell[axis] and weight[c]]
         total = sum(weight[c] for c in lane)
-        means = (
-            [sum(weight[c] * values[c][o] for c in lane) / total for o in range(len(own))] if total else own
-        )
+        means = [sum(weight[c] * values[c][o] for c in lane) / total for o in range(len(own))] if total else own
         removed[cell] = [v - m for v, m in zip(own, means, strict=True)]
     return removed
 
@@ -95,9 +93,7 @@ def correlations(predicted, truth, weight=None):
         ("pearson_row", lambda x: centred(x, 0, weight)),
         ("pearson_double", lambda x: double_centred(x, weight)),
     ):
-        found[name] = zero_mean_correlation(
-            listed(remove(p), order, weight), listed(remove(s), order, weight)
-        )
+        found[name] = zero_mean_correlation(listed(remove(p), order, weight), listed(remove(s), order, weight))
     coordinates = len(next(iter(truth.values())))
     repeat = [1 if weight is None else weight[c] for c in order]
     found["wasserstein"] = mean(
@@ -205,17 +201,13 @@ def split_half(grid, quadrant):
 
 def contrast(own, other, truth):
     """(mean difference, t, df, two-sided p) of squared errors over complete rows and columns or with missing cells."""
-    differences = {
-        c: squared(own[c], truth[c]) - squared(other[c], truth[c]) for c in truth if c in own and c in other
-    }
+    differences = {c: squared(own[c], truth[c]) - squared(other[c], truth[c]) for c in truth if c in own and c in other}
     m = mean(differences.values())
     total = 0.0
     sizes = []
     for axis in (0, 1):
         lanes = sorted({c[axis] for c in differences})
-        sums = [
-            sum(d - m for c, d in differences.items() if c[axis] == lane) / len(differences) for lane in lanes
-        ]
+        sums = [sum(d - m for c, d in differences.items() if c[axis] == lane) / len(differences) for lane in lanes]
         total += len(lanes) / (len(lanes) - 1) * sum(s * s for s in sums)
         sizes.append(len(lanes))
     t, df = m / sqrt(total), min(sizes) - 1

@@ -89,9 +89,7 @@ def test_pool_baselines_equal_loops_and_all_permutations(shape):
             plain = brute.correlations(loo, own)["pearson"]
             assert value_of(analysis, f"{name}/loo", quadrant, "pearson") == pytest.approx(plain, abs=1e-9)
         both = brute.additive(own)
-        assert value_of(analysis, "GT-Additive", quadrant, "rmse") == pytest.approx(
-            brute.rmse(both, own), abs=1e-9
-        )
+        assert value_of(analysis, "GT-Additive", quadrant, "rmse") == pytest.approx(brute.rmse(both, own), abs=1e-9)
 
 
 def test_known_baselines_use_meta_train_alone():
@@ -101,24 +99,16 @@ def test_known_baselines_use_meta_train_alone():
     for quadrant, own in split(cells, grid).items():
         column = {
             (i, j): [
-                brute.mean(
-                    apart[k, j][0] for k in range(7) if (k, j) in apart and grid.train_meta_T[k] and k != i
-                )
+                brute.mean(apart[k, j][0] for k in range(7) if (k, j) in apart and grid.train_meta_T[k] and k != i)
             ]
             for i, j in own
         }
         row = {
-            (i, j): [
-                brute.mean(
-                    apart[i, k][0] for k in range(9) if (i, k) in apart and grid.eval_meta_E[k] and k != j
-                )
-            ]
+            (i, j): [brute.mean(apart[i, k][0] for k in range(9) if (i, k) in apart and grid.eval_meta_E[k] and k != j)]
             for i, j in own
             if grid.train_meta_T[i]
         }
-        assert value_of(analysis, "GT-EvalOnly/known", quadrant, "rmse") == pytest.approx(
-            brute.rmse(column, own)
-        )
+        assert value_of(analysis, "GT-EvalOnly/known", quadrant, "rmse") == pytest.approx(brute.rmse(column, own))
         found = value_of(analysis, "GT-TrainOnly/known", quadrant, "rmse")
         if quadrant in ("train-train", "train-eval", "diagonal"):
             assert found == pytest.approx(brute.rmse(row, own), abs=1e-9)
@@ -133,9 +123,7 @@ def test_floor_new_questions_equals_loops(shape):
     for quadrant, own in truth.items():
         expected = brute.floor_new_questions(grid, own)
         assert value_of(analysis, "GT", quadrant, "rmse") == pytest.approx(expected, abs=1e-9)
-        assert value_of(analysis, "GT", quadrant, "rmse_expectation") == pytest.approx(
-            expected / 2**0.5, abs=1e-9
-        )
+        assert value_of(analysis, "GT", quadrant, "rmse_expectation") == pytest.approx(expected / 2**0.5, abs=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES[:2])
@@ -167,9 +155,7 @@ def test_contrast_equals_loops(shape):
         for name, predict in rivals.items():
             m, t, df, p = brute.contrast(subject, predict(truth[quadrant]), truth[quadrant])
             row = next(
-                r
-                for r in analysis.contrasts
-                if (r.against, r.quadrant, r.form) == (name, quadrant, "expectation")
+                r for r in analysis.contrasts if (r.against, r.quadrant, r.form) == (name, quadrant, "expectation")
             )
             assert (row.difference, row.t, row.p) == pytest.approx((m, t, p), abs=1e-9)
             assert row.df == df
@@ -199,9 +185,5 @@ def test_resamples_equal_replicated_cells(shape):
                 else:
                     # Resamples are finished in float32 where they need ranks.
                     assert found == pytest.approx(expected, rel=2e-6, abs=2e-6), metric
-            drawn = [
-                brute.squared(predicted[c], own[c]) for c in own if c in predicted for _ in range(times[c])
-            ]
-            assert measured[Key("UntrainedICL", "expectation", "rmse")][b] == pytest.approx(
-                brute.mean(drawn) ** 0.5
-            )
+            drawn = [brute.squared(predicted[c], own[c]) for c in own if c in predicted for _ in range(times[c])]
+            assert measured[Key("UntrainedICL", "expectation", "rmse")][b] == pytest.approx(brute.mean(drawn) ** 0.5)

@@ -32,8 +32,7 @@ def test_contrast_domain_effects_alike_joint_p_keeps_level():
     """Where a domain is hard in both roles, plain V_row + V_col rejects too often: p_joint must not."""
     alike = {"alike": 1.0, "diagonal": True}
     plain, joint = (
-        rejections(np.random.default_rng(3), 600, 30, 30, (1.0, 1.0, 0.5), joint=j, **alike)
-        for j in (False, True)
+        rejections(np.random.default_rng(3), 600, 30, 30, (1.0, 1.0, 0.5), joint=j, **alike) for j in (False, True)
     )
     assert joint <= 0.06 < plain
 
@@ -44,13 +43,14 @@ def test_contrast_several_splits_keep_level():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [8, 24])
+@pytest.mark.parametrize("size", [8, 20])
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 def test_intervals_cover_true_values(size, mix):
-    found = coverage(np.random.default_rng(0), 150, size, size, mix)
-    # Squares of few strong row effects are skewed: there the percentiles of the RMSE fall short (docs/statistics.md).
-    assert found.pop("rmse") >= 0.85
-    assert min(found.values()) >= 0.90, found
+    found = coverage(np.random.default_rng(0), 100, size, size, mix, resamples=200)
+    # 100 runs of an interval that covers 94 % stay above 87 % in 99.5 of 100 seeds. RMSE falls short of that where few
+    # strong row effects are squared (docs/statistics.md).
+    assert found.pop("rmse") >= 0.84
+    assert min(found.values()) >= 0.87, found
 
 
 def ideal_analysis(seed, domains=40):
@@ -79,9 +79,7 @@ def test_floors_equal_what_ideal_predictors_get():
         knows = value["Knows", quadrant, "rmse"]
         assert knows == pytest.approx(value["GT-same", quadrant, "rmse_expectation"], rel=0.1)
         for metric in ("pearson", "pearson_column", "pearson_row", "pearson_double", "spearman"):
-            assert value["New", quadrant, metric] == pytest.approx(value["GT", quadrant, metric], abs=0.05), (
-                metric
-            )
+            assert value["New", quadrant, metric] == pytest.approx(value["GT", quadrant, metric], abs=0.05), metric
             same = value["GT-same", quadrant, metric]
             assert value["Same", quadrant, metric] == pytest.approx(same, abs=0.04), metric
         assert value["Same", quadrant, "floor_ratio"] == pytest.approx(1.0, abs=0.1)
