@@ -58,6 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run", help="name of the run, as `metagen run` prints it, or a preset or YAML file")
         sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
         sub.set_defaults(command=command)
+    text = "pool finished runs that differ in `seed` alone"
+    sub = commands.add_parser("combine", help=text, description=text)
+    sub.add_argument("runs", nargs="+", help="names of the runs")
+    sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
+    sub.set_defaults(command=_combine)
     _add_lab(commands)
     return parser
 
@@ -113,31 +118,46 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    _print_status(_plan_of(options))
+    _print_status(_plan_of(options.run, options.store))
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from metagen_ray.stages.driver import versions
     from metagen_ray.stages.report import write_study_report
+
+    plan = _plan_of(options.run, options.store)
+    _require_finished(plan)
+    write_study_report(plan, versions(), {})
+    return 0
+
+
+def _combine(options: argparse.Namespace) -> int:
+    from metagen_ray.stages.combine import combine_runs
+
+    plans = [_plan_of(run, options.store) for run in options.runs]
+    for plan in plans:
+        _require_finished(plan)
+    combine_runs(plans)
+    return 0
+
+
+def _require_finished(plan) -> None:
     from metagen_ray.stages.status import Status
 
-    plan = _plan_of(options)
     missing = [line for line in Status(plan).lines() if line.missing]
     if missing:
         raise InputError(
             f"run {plan.study.run_name()}: {missing[0].missing} shards of {missing[0].stage} are missing; "
             "finish it with `metagen run`"
         )
-    write_study_report(plan, versions(), {})
-    return 0
 
 
-def _plan_of(options: argparse.Namespace):
+def _plan_of(run: str, store: str):
     from metagen_ray.stages.context import StudyContext
     from metagen_ray.stages.plan import Plan
 
-    return Plan(StudyContext(_study_of(options.run, options.store)))
+    return Plan(StudyContext(_study_of(run, store)))
 
 
 def _study_of(run: str, root: str) -> Study:

@@ -101,3 +101,15 @@ def test_repair_drops_the_damaged_shard_and_what_read_it(filled):
 def test_status_unknown_run_lists_the_known(filled, capsys):
     assert main(["status", "nonesuch", "--store", filled.study.store]) == 2
     assert filled.study.run_name() in capsys.readouterr().err
+
+
+def test_combine_pools_seeds_and_counts_wins(plan_of, capsys):
+    plans = [plan_of("analysis.resamples=100", "predict.samples=2", f"seed={s}") for s in (3, 4)]
+    for plan in plans:
+        fill(plan)
+        plan.context.store.write_doc(f"studies/{plan.study.run_name()}/study.yaml", plan.study.to_yaml().encode())
+    names = [plan.study.run_name() for plan in plans]
+    assert main(["combine", *names, "--store", plans[0].study.store]) == 0
+    assert "of 2" in capsys.readouterr().out
+    assert main(["combine", names[0], names[0], "--store", plans[0].study.store]) == 2
+    assert main(["combine", names[0], "--store", plans[0].study.store]) == 2
