@@ -80,7 +80,7 @@ class Predict(Section):
     """How predictions are sampled."""
 
     samples: int = Field(
-        default=8,
+        default=4,
         ge=1,
         description="answers per question for the expectation; the first `samples` of the study are the sampled form",
     )
