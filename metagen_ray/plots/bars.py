@@ -22,9 +22,7 @@ def rmse_bars(quadrants: Sequence[QuadrantRow]) -> Picture:
     """The study's central figure: RMSE of every predictor in every quadrant, floors as lines."""
     table = {(r.predictor, r.quadrant, r.metric): r for r in quadrants}
     shown = [p for p in in_order(r.predictor for r in quadrants) if p not in FLOORS]
-    drawn = [
-        r for r in quadrants if r.metric in ("rmse", "rmse_expectation") and r.quadrant in SHOWN_QUADRANTS
-    ]
+    drawn = [r for r in quadrants if r.metric in ("rmse", "rmse_expectation") and r.quadrant in SHOWN_QUADRANTS]
     figure, grid = panels(1, 4, (10.2, 1.3 + BAR_INCHES * len(shown)), share_y=True)
     for axes, quadrant in zip(grid[0], SHOWN_QUADRANTS, strict=True):
         _rows(axes, shown, table, quadrant, "rmse")

@@ -68,9 +68,7 @@ def _sorted(halves: Mapping[str, str], families: Mapping[str, str]) -> list[str]
     return sorted(halves, key=lambda d: (halves[d] != "train", families.get(d, ""), d))
 
 
-def _matrix(
-    cells: CellTable, predictor: str, train_ids: Sequence[str], eval_ids: Sequence[str]
-) -> NDArray[np.float64]:
+def _matrix(cells: CellTable, predictor: str, train_ids: Sequence[str], eval_ids: Sequence[str]) -> NDArray[np.float64]:
     values = cells.values.get(predictor, {})
     return np.array([[values.get((i, j, 0), np.nan) for j in eval_ids] for i in train_ids], float)
 
@@ -86,9 +84,7 @@ def _image(axes: Axes, value_TE: NDArray[np.float64], title: str, colours: str, 
     for side in axes.spines.values():
         side.set_visible(False)
     masked = np.ma.masked_invalid(value_TE)
-    return axes.imshow(
-        masked, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="equal", interpolation="nearest"
-    )
+    return axes.imshow(masked, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="equal", interpolation="nearest")
 
 
 def _borders(

@@ -28,9 +28,7 @@ def analysed(domains: int = 24, coordinates: int = 1) -> Analysis:
     meta = np.arange(domains) // 2 % 2 == 0
     truth = _answers(rng, mean_TE, 2, coordinates)
     own = _answers(rng, np.clip(mean_TE + rng.normal(0, 9, mean_TE.shape), 0, 100), 8, coordinates)
-    blind = _answers(
-        rng, np.clip(0.15 * mean_TE + 14 + rng.normal(0, 4, mean_TE.shape), 0, 100), 8, coordinates
-    )
+    blind = _answers(rng, np.clip(0.15 * mean_TE + 14 + rng.normal(0, 4, mean_TE.shape), 0, 100), 8, coordinates)
     base = np.repeat(_answers(rng, np.full((1, domains), 12.0), 8, coordinates), domains, axis=0)
     own[rng.random(own.shape[:4]) < 0.004] = np.nan
     truth[3, 5] = np.nan

@@ -90,9 +90,7 @@ def test_cells_csv_round_trips_and_leaves_missing_propensities_empty(written: di
 
 def test_csv_with_separators_quotes_and_line_ends_reads_back() -> None:
     hostile = [('a,b"c', "two\nlines", "=1+1", "ünicode")]
-    row = next(
-        csv.reader(io.StringIO(to_csv(("a", "b", "c", "d"), hostile).decode().split("\n", 1)[1], newline=""))
-    )
+    row = next(csv.reader(io.StringIO(to_csv(("a", "b", "c", "d"), hostile).decode().split("\n", 1)[1], newline="")))
     assert tuple(row) == hostile[0]
 
 
@@ -119,9 +117,7 @@ def test_page_refers_to_nothing_outside_itself(written: dict[str, bytes]) -> Non
                 assert value is not None and value.startswith(("data:", "#")), (tag, name, value)
     style = re.search(r"<style>(.*?)</style>", html, re.S)
     assert style and "url(" not in style[1] and "@import" not in style[1]
-    policy = [
-        a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"
-    ]
+    policy = [a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv") == "Content-Security-Policy"]
     assert policy and "default-src 'none'" in (policy[0] or "")
 
 

@@ -22,14 +22,10 @@ def test_terminal_table_fits_a_terminal_and_shows_every_predictor() -> None:
 
 def test_terminal_table_shows_value_and_interval_of_the_quadrant() -> None:
     row = next(
-        r
-        for r in analysed().quadrants
-        if (r.predictor, r.quadrant, r.metric) == ("MetaSFT", "eval-eval", "rmse")
+        r for r in analysed().quadrants if (r.predictor, r.quadrant, r.metric) == ("MetaSFT", "eval-eval", "rmse")
     )
     assert row.value is not None and row.low is not None and row.high is not None
-    assert (
-        f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]" in lines_of(analysed(), "RMSE, points")["MetaSFT"]
-    )
+    assert f"{row.value:.1f} [{row.low:.1f}, {row.high:.1f}]" in lines_of(analysed(), "RMSE, points")["MetaSFT"]
 
 
 def test_terminal_table_without_an_interval_says_why() -> None:
