@@ -40,9 +40,7 @@ def _install(folder: Path, python: Path) -> None:
         ["venv", "--without-pip", folder],
         ["pip", "-q", "--disable-pip-version-check", "--python", python, "install", "--no-deps", "-r", LOCK],
     ):
-        subprocess.run(
-            [sys.executable, "-m", *command], check=True, timeout=270, capture_output=True, text=True
-        )
+        subprocess.run([sys.executable, "-m", *command], check=True, timeout=270, capture_output=True, text=True)
 
 
 @contextmanager

@@ -54,7 +54,22 @@ def _kill_writers(root: str, kills: int) -> None:
 
 
 def test_kill_of_a_writer_at_random_moments_leaves_whole_shards(root: str):
-    _kill_writers(root, 4)
+    _kill_writers(root, 3)
+
+
+def test_kill_of_a_writer_as_a_file_appears_leaves_whole_shards(tmp_path: Path):
+    store = open_store(str(tmp_path))
+    for folder in ("tmp", f"pool/{workers.STAGE}") * 2:
+        writer = SPAWN.Process(target=workers.put_forever, args=(str(tmp_path),))
+        writer.start()
+        committed = len(store.keys(workers.STAGE))
+        wait_until(lambda committed=committed: len(store.keys(workers.STAGE)) > committed)
+        before = os.listdir(tmp_path / folder)
+        while set(os.listdir(tmp_path / folder)) <= set(before):
+            pass
+        workers.end(writer)
+        workers.check_shards(store)
+    assert len(os.listdir(tmp_path / "tmp")) > 1, "no kill came while a file was being written"
 
 
 @pytest.mark.slow
@@ -84,7 +99,7 @@ def test_race_for_one_key_has_one_creator(root: str, tmp_path: Path):
 
 
 def test_full_disk_ends_in_one_line_and_leaves_whole_shards(tmp_path: Path):
-    script = f'mount -t tmpfs -o size=1500k none \'{tmp_path}\' && exec "$0" -c "$1"'
+    script = f'mount -t tmpfs -o size=9m none \'{tmp_path}\' && exec "$0" -c "$1"'
     code = f"from tests.store.workers import fill; fill({str(tmp_path / 'store')!r})"
     probe = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", str(tmp_path)]
     try:

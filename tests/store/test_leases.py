@@ -122,7 +122,7 @@ def test_lease_of_a_stopped_holder_is_lost_to_it_before_another_has_it(root: str
         with store.lease("drive", "next", 30, wait_s=60) as lease:
             taken = workers.clock()
             os.kill(holder.pid, signal.SIGCONT)
-            holder.join()
+            holder.join(60)
             _, lost = _events(tmp_path / "holder")
             assert lost["last"] < taken
             assert (lease.token, lease.lost) == (2, False)
@@ -165,9 +165,7 @@ def test_lease_race_with_kills_has_one_holder_at_a_time(root: str, tmp_path: Pat
     open_store(root)
     for seed in range(6):
         racers = [
-            SPAWN.Process(
-                target=workers.hold_in_turns, args=(root, "drive", 1000, 1.0, tmp_path, 10 * seed + n)
-            )
+            SPAWN.Process(target=workers.hold_in_turns, args=(root, "drive", 1000, 1.0, tmp_path, 10 * seed + n))
             for n in range(2)
         ]
         for racer in racers:

@@ -56,9 +56,7 @@ def test_open_read_only_writes_nothing(root: str, tmp_path: Path):
     assert open_store(root, read_only=True).keys("judge") == set()
 
 
-def test_open_relative_folder_holds_from_any_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_open_relative_folder_holds_from_any_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     store = open_store("runs/")
     monkeypatch.chdir("/")
@@ -111,9 +109,7 @@ def test_open_folder_without_rights_is_refused(tmp_path: Path):
         except StoreError as error:
             print(error, os.listdir(folder))
         """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "permission denied; choose a store" in done.stdout, done.stderr
     assert done.stdout.rstrip().endswith("[]")
 
@@ -168,9 +164,7 @@ def test_s3_options_come_from_the_environment_too(s3_endpoint: str, monkeypatch:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     store = open_store(f"s3://{BUCKET}/from-environment")
     store.write_doc("studies/a/b", b"1")
-    assert (
-        open_store(f"s3://{BUCKET}/from-environment?endpoint={s3_endpoint}").read_doc("studies/a/b") == b"1"
-    )
+    assert open_store(f"s3://{BUCKET}/from-environment?endpoint={s3_endpoint}").read_doc("studies/a/b") == b"1"
 
 
 def test_s3_plain_http_can_be_forbidden(s3_endpoint: str):

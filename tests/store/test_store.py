@@ -102,11 +102,7 @@ def test_files_come_back_with_their_record(store: Store, tmp_path: Path):
     assert store.put_files("object_sft", KEY, FILES, {"seed": 4})
     assert not store.put_files("object_sft", KEY, {"other": b"1"}, {"seed": 5})
     record = store.fetch_files("object_sft", KEY, tmp_path / "out")
-    found = {
-        str(p.relative_to(tmp_path / "out")): p.read_bytes()
-        for p in (tmp_path / "out").rglob("*")
-        if p.is_file()
-    }
+    found = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
     assert found == FILES
     assert record["seed"] == 4
     assert store.record("object_sft", KEY) == record
@@ -154,9 +150,7 @@ def test_files_equal_bytes_are_stored_once(store: Store, root: str):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "half", "gone", "manifest", "foreign manifest"])
-def test_files_damage_is_named_and_mended_by_drop_and_put(
-    store: Store, root: str, tmp_path: Path, damage: str
-):
+def test_files_damage_is_named_and_mended_by_drop_and_put(store: Store, root: str, tmp_path: Path, damage: str):
     store.put_files("object_sft", KEY, FILES, {})
     objects = objects_at(root)
     weights = FILES["adapter_model.safetensors"]

@@ -16,7 +16,7 @@ from metagen_ray.errors import LeaseError, StoreError
 from metagen_ray.store import Store, content_key, open_store
 
 STAGE = "ground_truth"
-_MAX_SHARD_BYTES = 400_000
+_MAX_SHARD_BYTES = 2_000_000
 
 
 def clock() -> float:
@@ -57,7 +57,7 @@ def race(root: str, label: str, rounds: int, barrier: Barrier, results: Path) ->
     store = open_store(root)
     created: list[list[bool]] = []
     for number in range(rounds):
-        barrier.wait(60)
+        barrier.wait(200)
         shard = store.put_shard(STAGE, shard_key(number), pa.table({"by": [label]}), {"by": label})
         files = store.put_files("object_sft", shard_key(number), {"by": label.encode()}, {"by": label})
         created.append([shard, files])
@@ -110,11 +110,7 @@ def fill(root: str) -> None:
     leftovers = [entry.name for entry in os.scandir(Path(root) / "tmp") if entry.name != "probe"]
     store.drop(STAGE, shard_key(0))
     again = store.put_shard(STAGE, shard_key(0), pa.table({"a": [1]}), {})
-    print(
-        json.dumps(
-            {"said": said, "committed": number, "whole": len(numbers), "left": leftovers, "again": again}
-        )
-    )
+    print(json.dumps({"said": said, "committed": number, "whole": len(numbers), "left": leftovers, "again": again}))
 
 
 def check_shards(store: Store) -> set[int]:
