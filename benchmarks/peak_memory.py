@@ -1,7 +1,7 @@
 """Peak proportional memory (PSS) of a command with everything it starts: `python -m benchmarks.peak_memory -- COMMAND`.
 
 PSS divides shared pages among their sharers, so the sum over processes is what the machine really gives. Processes are
-found by a mark in their environment, which Ray's daemons inherit too. Prints one JSON line; ends with the command's code.
+found by a mark in their environment, which Ray's daemons inherit. Prints one JSON line; ends with the command's code.
 """
 
 import json
