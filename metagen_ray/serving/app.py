@@ -18,6 +18,7 @@ from metagen_ray.serving.auth import default_token_file, ensure_token_file
 from metagen_ray.serving.ingress import Ingress
 
 APP = "metagen"
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,15 @@ def deploy(spec: ServingSpec, token_file: str | Path | None = None) -> App:
     MachineError where the port is taken, the cluster has too few CPUs or GPUs, or a replica does not start.
     """
     if ":" in spec.model_name or not spec.model_name:
-        raise InputError(
-            f"model name {spec.model_name!r}: give a name without a colon; it sets adapters apart"
-        )
-    token_path = ensure_token_file(Path(token_file) if token_file else default_token_file())
+        raise InputError(f"model name {spec.model_name!r}: give a name without a colon; it sets adapters apart")
+    port = _free_port(spec.host, spec.port)
     _check_resources(spec)
-    port = _start_proxy(spec)
+    token_path = ensure_token_file(Path(token_file) if token_file else default_token_file())
+    http = {"host": spec.host, "port": port}
+    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
     app = build(spec, str(token_path))
     try:
-        serve.run(app, name=APP, route_prefix="/")
+        serve.run(app, name=APP, route_prefix="/", logging_config=QUIET)
     except RuntimeError as error:
         raise MachineError(
             f"the app of {spec.model_name} did not start: {_first_line(error)}; look at its replica's log"
@@ -98,9 +99,7 @@ def build(spec: ServingSpec, token_file: str) -> serve.Application:
 
 def engine_options(spec: ServingSpec) -> dict[str, Any]:
     """Serve's options of the engine deployment."""
-    bundle = {"CPU": spec.cpus_per_replica} | (
-        {"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {}
-    )
+    bundle = {"CPU": spec.cpus_per_replica} | ({"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {})
     scale: dict[str, Any] = {"num_replicas": spec.replicas}
     if spec.max_replicas is not None and spec.max_replicas > spec.replicas:
         limits = {"min_replicas": spec.replicas, "max_replicas": spec.max_replicas}
@@ -121,13 +120,6 @@ def engine_options(spec: ServingSpec) -> dict[str, Any]:
         "graceful_shutdown_timeout_s": 5,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
-
-
-def _start_proxy(spec: ServingSpec) -> int:
-    """Start Serve's HTTP proxy on a port that is free; returns the port."""
-    port = _free_port(spec.host, spec.port)
-    serve.start(proxy_location="HeadOnly", http_options={"host": spec.host, "port": port})
-    return port
 
 
 def _free_port(host: str, port: int) -> int:

@@ -91,9 +91,7 @@ class Client:
         if not any(isinstance(prompt, str) for prompt in prompts):
             body |= {"return_token_ids": True, "stop_token_ids": list(stop_ids)}
         elif stop_ids:
-            raise InputError(
-                "stop_ids need prompts of token ids; send ids, or leave stop_ids out for text prompts"
-            )
+            raise InputError("stop_ids need prompts of token ids; send ids, or leave stop_ids out for text prompts")
         return await self._in_chunks(model, prompts, body, lambda choices: _completions(choices, n), n)
 
     async def next_token_logprobs(
@@ -113,9 +111,7 @@ class Client:
                 "logprob_token_ids": ids,
                 "return_tokens_as_token_ids": True,
             }
-            found = await self._in_chunks(
-                model, prompts, body, lambda choices, ids=ids: _logprobs(choices, ids), 1
-            )
+            found = await self._in_chunks(model, prompts, body, lambda choices, ids=ids: _logprobs(choices, ids), 1)
             for into, part in zip(merged, found, strict=True):
                 into |= part
         return merged
@@ -127,9 +123,7 @@ class Client:
                 while not await self._lists_models():
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            raise MachineError(
-                f"{self.url} did not answer within {timeout_s:.0f} s; is the app deployed?"
-            ) from None
+            raise MachineError(f"{self.url} did not answer within {timeout_s:.0f} s; is the app deployed?") from None
 
     async def _lists_models(self) -> bool:
         try:
@@ -171,9 +165,7 @@ class Client:
         reason = ""
         for attempt in range(self.limits.attempts):
             if attempt:
-                await asyncio.sleep(
-                    min(15.0, self.limits.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25)
-                )
+                await asyncio.sleep(min(15.0, self.limits.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25))
             try:
                 async with self._slots:
                     response = await self._http.post(f"{self.url}/v1/completions", json=body)
@@ -251,6 +243,4 @@ def _refused_token(url: str, status: int) -> str:
 
 def _final(what: str, url: str, status: int, reason: str) -> Exception:
     """The error of a status that no retry mends."""
-    return (
-        MachineError(_refused_token(url, status)) if status in (401, 403) else InputError(f"{what}: {reason}")
-    )
+    return MachineError(_refused_token(url, status)) if status in (401, 403) else InputError(f"{what}: {reason}")

@@ -52,18 +52,14 @@ class Engine(VLLMEngine):
             if method == "completions":
                 response = await serving.create_completion(CompletionRequest.model_validate_json(body))
             else:
-                response = await serving.create_chat_completion(
-                    ChatCompletionRequest.model_validate_json(body)
-                )
+                response = await serving.create_chat_completion(ChatCompletionRequest.model_validate_json(body))
         except (ValueError, ValidationError, VLLMClientError) as error:
             response = serving.create_error_response(error)
         if isinstance(response, ErrorResponse):
             return response.error.code, response.model_dump_json().encode()
         for choice in response.choices:
             if method == "completions":
-                choice.prompt_token_ids = (
-                    None  # the asker knows its prompts; n copies would be the bulk of the body
-                )
+                choice.prompt_token_ids = None  # the asker knows its prompts; n copies would be the bulk of the body
         return 200, response.model_dump_json(exclude_none=True).encode()
 
 
@@ -111,9 +107,7 @@ async def start_server(spec: ServingSpec) -> AdapterServer:
 
 def llm_config(spec: ServingSpec) -> LLMConfig:
     """Ray Serve LLM's configuration of a spec."""
-    bundle = {"CPU": spec.cpus_per_replica} | (
-        {"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {}
-    )
+    bundle = {"CPU": spec.cpus_per_replica} | ({"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {})
     return LLMConfig(
         model_loading_config={"model_id": spec.model_name, "model_source": spec.model_dir},
         accelerator_type=None,
@@ -151,12 +145,11 @@ def engine_settings(spec: ServingSpec) -> dict[str, Any]:
             "dtype": "float32",
             "enforce_eager": True,
             "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
+            "worker_cls": "metagen_ray.serving.cpu_worker.Worker",
             "block_size": 32,  # the smallest that vLLM's CPU attention takes; whole blocks are what prefixes share
         }
     return settings
 
 
 def _error_json(status: int, message: str) -> bytes:
-    return json.dumps(
-        {"error": {"message": message, "type": "invalid_request_error", "code": status}}
-    ).encode()
+    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": status}}).encode()

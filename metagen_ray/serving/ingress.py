@@ -32,9 +32,7 @@ class Ingress:
             return _json(200, {"object": "list", "data": [{"id": self._model_name, "object": "model"}]})
         method = ROUTES.get(request.url.path)
         if method is None or request.method != "POST":
-            return _error(
-                404, f"no {request.method} {request.url.path}; there are {', '.join(ROUTES)} and /v1/models"
-            )
+            return _error(404, f"no {request.method} {request.url.path}; there are {', '.join(ROUTES)} and /v1/models")
         body = await request.body()
         try:
             asked = json.loads(body)
@@ -44,9 +42,7 @@ class Ingress:
         if streams:
             return _error(400, "this app answers whole; leave `stream` out")
         if model.partition(":")[0] != self._model_name:
-            return _error(
-                404, f"no model {model!r}; ask for {self._model_name!r} or '{self._model_name}:ADAPTER'"
-            )
+            return _error(404, f"no model {model!r}; ask for {self._model_name!r} or '{self._model_name}:ADAPTER'")
         status, reply = await self._handle(model).ask.remote(method, model, body)
         return Response(reply, status, media_type="application/json")
 

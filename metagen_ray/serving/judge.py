@@ -72,12 +72,8 @@ class Judge:
 
         Raises what the client raises. A pair without enough mass on numbers is unscored, never a number.
         """
-        distinct = list(
-            dict.fromkeys((question, neutralise(answer, self._specials)) for question, answer in pairs)
-        )
-        scores, coherence = await asyncio.gather(
-            self._read(scorer, distinct), self._coherence(scorer, distinct)
-        )
+        distinct = list(dict.fromkeys((question, neutralise(answer, self._specials)) for question, answer in pairs))
+        scores, coherence = await asyncio.gather(self._read(scorer, distinct), self._coherence(scorer, distinct))
         found = {
             pair: Judgement(self._number(score), score.mass, self._number(sense) if sense else None)
             for pair, score, sense in zip(distinct, scores, coherence, strict=True)
@@ -95,9 +91,7 @@ class Judge:
         async def ask(asked: Sequence[list[int]], ids: Sequence[int]) -> list[dict[int, float]]:
             return await self._client.next_token_logprobs(self._model, asked, ids)
 
-        return await distributions(
-            ask, prompts, self._tree, self._options.expand_mass, self._options.overflow_mass
-        )
+        return await distributions(ask, prompts, self._tree, self._options.expand_mass, self._options.overflow_mass)
 
     def _number(self, found: Distribution) -> float | None:
         return found.expectation if found.mass >= self._options.min_mass else None

@@ -69,9 +69,7 @@ def _digit_tokens(tokenizer: Any) -> dict[str, int]:
 
 def _continuations(tokenizer: Any, n: int, path: Path, digits: dict[str, int]) -> tuple[int, ...]:
     """Digit tokens with which a longer number begins that the tokenizer spells with `path` first."""
-    longer = {
-        token: tokenizer.encode(f"{n}{text}", add_special_tokens=False) for text, token in digits.items()
-    }
+    longer = {token: tokenizer.encode(f"{n}{text}", add_special_tokens=False) for text, token in digits.items()}
     return tuple(token for token, ids in longer.items() if tuple(ids[: len(path) + 1]) == (*path, token))
 
 

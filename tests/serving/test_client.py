@@ -13,9 +13,7 @@ T = TypeVar("T")
 QUICK = Limits(prompts_per_request=4, in_flight=3, attempts=3, backoff_s=0.01, connect_s=1.0, read_s=0.5)
 
 
-def ask(
-    url: str, call: Callable[[Client], Awaitable[T]], limits: Limits = QUICK, token: str | None = None
-) -> T:
+def ask(url: str, call: Callable[[Client], Awaitable[T]], limits: Limits = QUICK, token: str | None = None) -> T:
     async def run() -> T:
         async with Client(url, token, limits) as client:
             return await call(client)
@@ -79,9 +77,7 @@ def test_complete_no_prompts_gives_no_answers():
         assert ask(url, lambda c: c.complete("m", [], max_tokens=4)) == []
 
 
-@pytest.mark.parametrize(
-    "fault", [status(500), status(503), status(429), half, short, Exchange.hang], ids=str
-)
+@pytest.mark.parametrize("fault", [status(500), status(503), status(429), half, short, Exchange.hang], ids=str)
 def test_complete_a_passing_fault_is_retried(fault):
     with scripted_server(in_turn([fault, fault, ok])) as url:
         answers = ask(url, lambda c: c.complete("m", [[1], [2]], max_tokens=4))

@@ -23,9 +23,7 @@ def judge(
 ) -> list[Judgement]:
     async def run() -> list[Judgement]:
         async with Client(url, limits=Limits(attempts=1)) as client:
-            return await Judge(client, "m", tokenizer, Renderer(tokenizer).prompt, options).judge(
-                scorer, pairs
-            )
+            return await Judge(client, "m", tokenizer, Renderer(tokenizer).prompt, options).judge(scorer, pairs)
 
     return asyncio.run(run())
 
@@ -84,9 +82,7 @@ def test_judge_a_default_walk_is_close_to_the_exact_one_and_asks_far_less():
         said = "".join(d for t in prompt[prompt.index(2) + 1 :] for d, i in digit.items() if i == t)
         going = [n for n in NUMBERS if str(n).startswith(said)] if said else list(NUMBERS)
         total = sum(share_N[n] for n in going) or 1.0
-        share = {
-            digit[c]: sum(share_N[n] for n in going if str(n)[len(said) :][:1] == c) / total for c in digit
-        }
+        share = {digit[c]: sum(share_N[n] for n in going if str(n)[len(said) :][:1] == c) / total for c in digit}
         return {**share, end: 1 - sum(share.values())}
 
     asked = []
@@ -154,11 +150,7 @@ def obedient(tokenizer) -> NextToken:
         ]
         flat = [o for order in orders for o in ([order] if isinstance(order, str) else order) if o]
         said = (
-            {"zero": 0}.get(flat[-1].lower(), 0)
-            if flat and not flat[-1].isdigit()
-            else int(flat[-1])
-            if flat
-            else 60
+            {"zero": 0}.get(flat[-1].lower(), 0) if flat and not flat[-1].isdigit() else int(flat[-1]) if flat else 60
         )
         path = numbers[min(said, 100)]
         spoken = prompt[at + 1 :]
@@ -192,7 +184,5 @@ def test_tree_digit_tokens_end_where_no_digit_follows():
 
 def test_tree_whole_numbers_are_leaves():
     root = number_tree(make_tokenizer("words"))
-    assert sorted(child.number for child in root.children.values() if child.number is not None) == list(
-        NUMBERS
-    )
+    assert sorted(child.number for child in root.children.values() if child.number is not None) == list(NUMBERS)
     assert all(not child.ids() for child in root.children.values())
