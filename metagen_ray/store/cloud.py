@@ -29,19 +29,25 @@ _TRIES = 3
 """Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
 
 # A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon.
-_TIMES: "ClientConfig" = {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=5)}
-PATIENT: "RetryConfig" = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
-HASTY: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=20)}
+_PATIENT: "tuple[RetryConfig, ClientConfig]" = (
+    {"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
+    {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=5)},
+)
+# For small objects somebody waits for: opening a store, and leases, which a hanging connection must not end.
+_HASTY: "tuple[RetryConfig, ClientConfig]" = (
+    {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+    {"timeout": timedelta(seconds=10), "connect_timeout": timedelta(seconds=5)},
+)
 
 
 class CloudObjects:
-    """Objects below the prefix of one bucket; `retries` bounds how long a failing service is asked again."""
+    """Objects below the prefix of one bucket; `hasty` gives up on a failing service within seconds, not minutes."""
 
-    def __init__(self, url: str, retries: "RetryConfig" = PATIENT):
+    def __init__(self, url: str, *, hasty: bool = False):
         self.root = url
         self._address = url.partition("?")[0].rstrip("/")
         with self._explained(""):
-            self._store = _connect(url, retries)
+            self._store = _connect(url, *(_HASTY if hasty else _PATIENT))
 
     def create(self, path: str, data: bytes) -> bool:  # noqa: D102 (the protocol says it)
         for _ in range(_TRIES):
@@ -94,9 +100,7 @@ class CloudObjects:
         try:
             yield
         except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-            raise StoreError(
-                f"store {self.where(path)}: access denied; {_credentials_advice(self.root)}"
-            ) from None
+            raise StoreError(f"store {self.where(path)}: access denied; {_credentials_advice(self.root)}") from None
         except FileNotFoundError as error:
             raise StoreError(f"store {self._address}: {_missing(error)}") from None
         except (exceptions.AlreadyExistsError, StoreError):
@@ -105,22 +109,20 @@ class CloudObjects:
             raise StoreError(f"store {self.where(path)}: {_reason(error, self.root)}") from None
 
 
-def _connect(url: str, retries: "RetryConfig") -> S3Store | GCSStore:
+def _connect(url: str, retries: "RetryConfig", client: "ClientConfig") -> S3Store | GCSStore:
     parts = urlsplit(url)
     bucket, prefix = parts.netloc, parts.path.strip("/")
     if "@" in bucket + parts.query:
-        raise StoreError(
-            "the store's address carries a user or key; leave it out and export it in the environment"
-        )
+        raise StoreError("the store's address carries a user or key; leave it out and export it in the environment")
     if not _BUCKET.fullmatch(bucket):
         raise StoreError(f"store {url}: {bucket!r} is no bucket name; write {parts.scheme}://BUCKET/PREFIX")
     options = _options(parts.scheme, parts.query)
     common: dict[str, Any] = {"prefix": prefix or None, "retry_config": retries}
     if parts.scheme == "gs":
-        return GCSStore(bucket, client_options=_TIMES, **common)
+        return GCSStore(bucket, client_options=client, **common)
     endpoint = options.get("endpoint") or next((os.environ[k] for k in _ENDPOINTS if os.environ.get(k)), "")
     allowed = options.pop("allow_http", str(endpoint.startswith("http://"))).lower() in ("true", "1")
-    return S3Store(bucket, client_options={**_TIMES, "allow_http": allowed}, **options, **common)
+    return S3Store(bucket, client_options={**client, "allow_http": allowed}, **options, **common)
 
 
 def _options(scheme: str, query: str) -> dict[str, str]:

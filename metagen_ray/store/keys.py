@@ -79,9 +79,7 @@ def doc_path(path: str) -> str:
 def plain_path(path: str) -> str:
     """`path` if it is relative and each of its parts is a plain name; else ValueError."""
     if not all(_PART.fullmatch(part) for part in path.split("/")):
-        raise ValueError(
-            f"{path!r} is no plain relative path (letters, digits, '.', '_', '-', separated by '/')"
-        )
+        raise ValueError(f"{path!r} is no plain relative path (letters, digits, '.', '_', '-', separated by '/')")
     return path
 
 

@@ -127,10 +127,7 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(self._tenure.ttl_s / 3) and not self.lost:
-            with (
-                self._writing,
-                contextlib.suppress(StoreError),
-            ):  # the next turn tries again, till the term is over
+            with self._writing, contextlib.suppress(StoreError):  # the next turn tries again, if there is time
                 if not self._released.is_set():
                     self._renew()
 
@@ -162,9 +159,7 @@ class Lease:
             tenure = Tenure(**json.loads(data))
             return tenure, written + timedelta(seconds=tenure.ttl_s + _MARGIN_S)
         except (ValueError, TypeError):
-            raise StoreError(
-                f"lease {self._objects.where(path)} is damaged; delete it if no driver runs"
-            ) from None
+            raise StoreError(f"lease {self._objects.where(path)} is damaged; delete it if no driver runs") from None
 
     def _write(self, tenure: Tenure) -> None:
         self._objects.replace(self._path(self.token), _encoded(tenure))

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from metagen_ray.errors import StoreError
-from metagen_ray.store.cloud import HASTY, CloudObjects
+from metagen_ray.store.cloud import CloudObjects
 from metagen_ray.store.disk import DiskObjects
 from metagen_ray.store.keys import artifact_path, blob_path, doc_path, is_key, stage_folder
 from metagen_ray.store.leases import Lease
@@ -64,19 +64,15 @@ def objects_at(root: str, *, hasty: bool = False) -> Objects:
     if not scheme and root:
         return DiskObjects(Path(os.path.abspath(os.path.expanduser(root))))
     if root.startswith(("s3://", "gs://")):
-        return CloudObjects(root, HASTY) if hasty else CloudObjects(root)
+        return CloudObjects(root, hasty=hasty)
     found = f"{scheme[1]}:..." if scheme else "an empty text"  # the rest may carry a secret
-    raise StoreError(
-        f"{found} is no address of a store; write a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
-    )
+    raise StoreError(f"{found} is no address of a store; write a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
 
 
 def _check_format(written: bytes | None, objects: Objects) -> None:
     where = objects.where(_FORMAT_PATH)
     if written is None:
-        raise StoreError(
-            f"there is no store at {objects.root} ({where} is missing); check the address, or run a study"
-        )
+        raise StoreError(f"there is no store at {objects.root} ({where} is missing); check the address, or run a study")
     try:
         found = json.loads(written)["format"]
     except (ValueError, KeyError, TypeError):
@@ -192,15 +188,13 @@ class Store:
 
         Raises LeaseError, which names the holder, if another still holds it after `wait_s`.
         """
-        return Lease(self._objects, name, owner, ttl_s, wait_s)
+        return Lease(objects_at(self.root, hasty=True), name, owner, ttl_s, wait_s)
 
     def _decoded(self, stage: str, key: str, decode: Callable[[bytes], _T]) -> _T:
         path = artifact_path(stage, key)
         data = self._objects.read(path)
         if data is None:
-            raise StoreError(
-                f"{stage} {key} is not in the store ({self._objects.where(path)}); run its stage first"
-            )
+            raise StoreError(f"{stage} {key} is not in the store ({self._objects.where(path)}); run its stage first")
         try:
             return decode(data)
         except DamageError as error:
@@ -208,9 +202,7 @@ class Store:
 
     def _damaged(self, stage: str, key: str, why: str) -> StoreError:
         where = self._objects.where(artifact_path(stage, key))
-        return StoreError(
-            f"{stage} {key} is damaged: {why}; it lies at {where}; run again with --repair to rebuild it"
-        )
+        return StoreError(f"{stage} {key} is damaged: {why}; it lies at {where}; run again with --repair to rebuild it")
 
     def _put_blob(self, data: bytes) -> None:
         path = blob_path(blob_digest(data))
@@ -223,9 +215,7 @@ class Store:
         if data is None:
             raise self._damaged(stage, key, f"its file {name!r} is missing ({blob_path(digest)})")
         if blob_digest(data) != digest:
-            raise self._damaged(
-                stage, key, f"its file {name!r} does not match its digest ({blob_path(digest)})"
-            )
+            raise self._damaged(stage, key, f"its file {name!r} does not match its digest ({blob_path(digest)})")
         return data
 
 
