@@ -31,7 +31,7 @@ PEERS = {
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
     "ray": ("stages", "cluster", "serving", "training/lanes"),
-    "torch": ("training", "predictors", "lab"),
+    "torch": ("training", "predictors", "lab", "serving/cpu_worker"),  # the worker runs inside vLLM's engine
     "deepspeed": ("training",),
     "peft": ("training",),
     "vllm": ("serving",),
@@ -42,7 +42,7 @@ ANALYSIS_MAY_IMPORT = {"numpy", "metagen_ray"}
 NO_IO = {"open", "print", "input"}
 # Hosts of registries and folders of a single machine. The wheel index of PyTorch stands in the README alone.
 FOREIGN = re.compile(
-    r"/(?:work|root|home|opt/(?:wheels|pypi)|tmp/team)/|\bpypi\.org|pythonhosted|files\.python|download\.pytorch"
+    r"/(?:work|root|home/(?!ray/)|opt/(?:wheels|pypi)|tmp/team)/|\bpypi\.org|pythonhosted|files\.python|download\.pytorch"
 )
 
 
