@@ -1,4 +1,4 @@
-"""The frozen base model: loading it, reading a pack with it, and which models may share a prefix. Knows no optimizer."""
+"""The frozen base model: loading it, reading a pack with it, which models may share a prefix. Knows no optimizer."""
 
 import os
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ GPU_PACK_TOKENS = 4096
 
 
 class AdaptedModel(nn.Module):
-    """A frozen decoder with one trainable adapter, `flat`. Calling it on a pack gives -log p of each completion token."""
+    """A frozen decoder with one trainable adapter, `flat`; called on a pack, -log p of each completion token."""
 
     def __init__(self, base: nn.Module, shape: LoraShape, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -35,6 +35,7 @@ class AdaptedModel(nn.Module):
         return self.flat.device
 
     def forward(self, pack: Pack) -> torch.Tensor:
+        """-log p of the pack's completion tokens, C of them; logits are computed at their sources alone."""
         self.slots.lend(self.flat)
         pack = pack if self.device.type == "cpu" else pack.to(self.device)
         mask = None if pack.is_plain else pack.visible_SS()[None, None]
@@ -62,16 +63,12 @@ class AdaptedModel(nn.Module):
         return [[tree] for tree in trees]
 
 
-def load_base(
-    directory: str | Path, device: torch.device | str = "cpu", checkpointing: bool = False
-) -> nn.Module:
+def load_base(directory: str | Path, device: torch.device | str = "cpu", checkpointing: bool = False) -> nn.Module:
     """The decoder in `directory`, frozen: fp32 on a CPU, bf16 on a GPU. InputError if it is no such directory."""
     from transformers import AutoModelForCausalLM, logging
 
     if not (Path(directory) / "config.json").is_file():
-        raise InputError(
-            f"{directory}: no model there (config.json is missing); give a Hugging Face model directory"
-        )
+        raise InputError(f"{directory}: no model there (config.json is missing); give a Hugging Face model directory")
     logging.disable_progress_bar()
     dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +78,7 @@ def load_base(
         local_files_only=True,
         trust_remote_code=False,
     )
-    return freeze(model.to(device), checkpointing)
+    return freeze(model, checkpointing).to(device)
 
 
 def freeze(model: Any, checkpointing: bool = False) -> nn.Module:

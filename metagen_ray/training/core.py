@@ -1,7 +1,7 @@
-"""The one training loop: rows in, adapter out. Owns data order, batches and rates; knows no Ray, no store, no optimizer.
+"""The one training loop: rows in, adapter out. Owns data order, batches and rates; knows no Ray, store or optimizer.
 
-An optimizer step is a list of whole trees. Its loss is the mean over its completion tokens, over all ranks and packs alike,
-so the same rows give the same step however they are packed or dealt.
+An optimizer step is a list of whole trees. Its loss is the mean over its completion tokens, over all ranks and packs
+alike, so the same rows give the same step however they are packed or dealt.
 """
 
 import math
@@ -47,6 +47,14 @@ class Engine(Protocol):
         """Start a fresh adapter and optimizer."""
         ...
 
+    def snapshot(self) -> "Snapshot":
+        """Where the training stands, gathered from all ranks."""
+        ...
+
+    def restore(self, snapshot: "Snapshot", weight_decay: float) -> None:
+        """Go on from a snapshot, whatever world it was taken in."""
+        ...
+
     def adapter(self) -> Adapter:
         """The adapter, fp32 under PEFT's names, on the CPU; every rank gets it."""
         ...
@@ -54,16 +62,25 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class TrainLog:
-    """What a training printed: the loss of every step, completion tokens trained on, seconds."""
+    """What a training printed: the loss of every step, completion tokens trained on, seconds, epochs done."""
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    epochs: int = 0
 
 
-def train(
-    engine: Engine, trees: Sequence[Tree], recipe: Recipe, seed: int, on_step: OnStep | None = None
-) -> TrainLog:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The flat adapter, Adam's moments of it, and its count of updates; fp32 on the CPU, independent of ranks."""
+
+    flat: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    updates: float
+
+
+def train(engine: Engine, trees: Sequence[Tree], recipe: Recipe, seed: int, on_step: OnStep | None = None) -> TrainLog:
     """Train a fresh adapter on the same trees in every epoch; take it with `engine.adapter()`."""
     return train_epochs(engine, [trees] * recipe.epochs, recipe, seed, on_step)
 
@@ -74,36 +91,46 @@ def train_epochs(
     recipe: Recipe,
     seed: int,
     on_step: OnStep | None = None,
-    after_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[TrainLog], None] | None = None,
+    resumed: TrainLog | None = None,
 ) -> TrainLog:
-    """Train a fresh adapter on one list of trees per epoch. StageError if a loss is not finite; ValueError if none is given."""
-    steps = [s for number, trees in enumerate(epochs) for s in _epoch_steps(number, trees, recipe, seed)]
+    """Train a fresh adapter, one list of trees per epoch. StageError if a loss is not finite, ValueError if no rows.
+
+    `after_epoch` gets the log so far. `resumed` is such a log: its epochs are skipped, on an engine that was restored.
+    """
+    laid = [_epoch_steps(epoch, trees, recipe, seed) for epoch, trees in enumerate(epochs)]
+    steps = sum(map(len, laid))
     if not steps:
         raise ValueError("no rows to train on")
-    start, log = time.perf_counter(), TrainLog()
-    engine.reset(seed, recipe.weight_decay)
-    torch.manual_seed(
-        _mix(seed, engine.rank)
-    )  # dropout; the order of rows and the first weights have seeds of their own
-    for done, (epoch, trees) in enumerate(steps):
-        batch = make_batch(engine, trees)
-        loss = engine.step(batch, learning_rate(recipe, done, len(steps)), recipe.clip)
-        if not math.isfinite(loss):
-            raise StageError(
-                f"the loss became {loss} at step {done + 1} of {len(steps)}; lower the learning rate ({recipe.lr})"
-            )
-        log.losses.append(loss)
-        log.tokens += batch.tokens
-        if on_step:
-            on_step(done + 1, len(steps), loss)
-        if after_epoch and (done + 1 == len(steps) or steps[done + 1][0] != epoch):
-            after_epoch(epoch)
-    log.seconds = time.perf_counter() - start
+    log = resumed or TrainLog()
+    start = time.perf_counter() - log.seconds
+    if resumed is None:
+        engine.reset(seed, recipe.weight_decay)
+    for epoch in range(log.epochs, len(laid)):
+        torch.manual_seed(
+            _mix(seed, engine.rank, epoch)
+        )  # dropout; row order and first weights have seeds of their own
+        for trees in laid[epoch]:
+            batch = make_batch(engine, trees)
+            loss = engine.step(batch, learning_rate(recipe, len(log.losses), steps), recipe.clip)
+            _check_loss(loss, len(log.losses) + 1, steps, recipe)
+            log.losses.append(loss)
+            log.tokens += batch.tokens
+            if on_step:
+                on_step(len(log.losses), steps, loss)
+        log.epochs, log.seconds = epoch + 1, time.perf_counter() - start
+        if after_epoch:
+            after_epoch(log)
     return log
 
 
+def _check_loss(loss: float, step: int, steps: int, recipe: Recipe) -> None:
+    if not math.isfinite(loss):
+        raise StageError(f"the loss became {loss} at step {step} of {steps}; lower the learning rate ({recipe.lr})")
+
+
 def make_batch(engine: Engine, trees: list[Tree]) -> Batch:
-    """This rank's packs of a step. Ranks short of packs repeat one with weight 0: gradients are reduced pack by pack."""
+    """The packs of this rank. Ranks short of packs repeat one with weight 0: gradients are reduced pack by pack."""
     shares = [engine.groups(share) for share in deal(trees, engine.world)]
     packs = [pack(group) for group in shares[engine.rank]]
     missing = max(map(len, shares)) - len(packs)
@@ -138,7 +165,7 @@ def deal(trees: Sequence[Tree], world: int) -> list[list[Tree]]:
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
-    """The rate of step 0..steps-1: linear warm-up from 0, then constant or a decay to 0, as Hugging Face defines them."""
+    """The rate of step 0..steps-1: linear warm-up from 0, then constant or a decay to 0, as Hugging Face has them."""
     warmup = math.ceil(recipe.warmup_share * steps)
     if step < warmup:
         return recipe.lr * step / warmup
@@ -150,12 +177,10 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     return recipe.lr
 
 
-def _epoch_steps(
-    epoch: int, trees: Sequence[Tree], recipe: Recipe, seed: int
-) -> list[tuple[int, list[Tree]]]:
+def _epoch_steps(epoch: int, trees: Sequence[Tree], recipe: Recipe, seed: int) -> list[list[Tree]]:
     order = np.random.default_rng([seed, epoch]).permutation(len(trees))
-    return [(epoch, step) for step in step_batches(trees, order.tolist(), recipe.batch_rows)]
+    return list(step_batches(trees, order.tolist(), recipe.batch_rows))
 
 
-def _mix(seed: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0] >> 1)
+def _mix(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)

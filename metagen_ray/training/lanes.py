@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: lanes of adapters side by side, and meta-SFT over data-parallel workers. The only Ray here.
+"""Training on a Ray cluster: lanes of adapters side by side, meta-SFT over data-parallel workers. The only Ray here.
 
 A lane is one TorchTrainer: its processes load the base once and train a share of the jobs on one DeepSpeed engine; each
 adapter is committed by the worker that trained it. What was committed stays, so a lane that dies loses one job at most.
@@ -10,14 +10,16 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
 from metagen_ray.errors import StageError
@@ -26,6 +28,7 @@ from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.core import OnStep
 from metagen_ray.training.lora import LoraShape
 from metagen_ray.training.rows import Tree
+from metagen_ray.training.shelf import StoreShelf
 from metagen_ray.training.worker import (
     AdapterJob,
     MetaResult,
@@ -69,13 +72,11 @@ def run_lanes(
 ) -> list[Outcome]:
     """Train all jobs in `resources.lanes` lanes and commit each adapter under (`stage`, job key); one outcome per job.
 
-    `on_progress` is called in this process for every finished job. `run_name` names the run in Ray; nothing resumes by it.
+    `on_progress` is called in this process for every finished job. `run_name` is what Ray calls it.
     """
     shares = [share for share in deal_jobs(jobs, resources.lanes) if share]
     site = _site(base_dir, resources)
-    settings = [
-        {"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage} for share in shares
-    ]
+    settings = [{"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage} for share in shares]
     outcomes: dict[str, Outcome] = {}
 
     def finished(outcome: Outcome) -> None:
@@ -84,17 +85,13 @@ def run_lanes(
             on_progress(outcome)
 
     with _Runs(resources, run_name) as runs:
-        threads = [
-            runs.start(f"lane{i}", _lane_loop, s, resources.workers_per_lane) for i, s in enumerate(settings)
-        ]
-        for outcome in runs.messages(threads):
-            finished(outcome)
+        threads = [runs.start(f"lane{i}", _lane_loop, s, resources.workers_per_lane) for i, s in enumerate(settings)]
+        for message in runs.messages(threads):
+            finished(Outcome(*message))
         for share, thread in zip(shares, threads, strict=True):
             for job in share:
                 if job.key not in outcomes:
-                    finished(
-                        Outcome(job.key, False, thread.failure or "the lane ended without a word about it")
-                    )
+                    finished(Outcome(job.key, False, thread.failure or "the lane ended without a word about it"))
     return [outcomes[job.key] for job in jobs]
 
 
@@ -108,10 +105,11 @@ def run_meta(
     inner_trees: Sequence[Tree] = (),
     keep_best: bool = False,
     on_progress: OnStep | None = None,
+    shelf: StoreShelf | None = None,
 ) -> MetaResult:
     """Train one adapter data-parallel over `resources.meta_workers`; `epochs` gives the trees of each epoch.
 
-    StageError if the training fails for good.
+    With a `shelf` a later call goes on after the last whole epoch. StageError if the training fails for good.
     """
     laid = [list(epochs(e) if callable(epochs) else epochs[e]) for e in range(recipe.epochs)]
     settings = {
@@ -120,6 +118,7 @@ def run_meta(
         "recipe": recipe,
         "seed": seed,
         "keep_best": keep_best,
+        "shelf": shelf,
     }
     with _Runs(resources, run_name) as runs:
         thread = runs.start("meta", _meta_loop, settings, resources.meta_workers)
@@ -147,17 +146,20 @@ def _site(base_dir: str | Path, resources: Resources) -> Site:
 
 
 class _Runs:
-    """TorchTrainer runs of one call: their scratch folder, and one queue on which workers speak to this process."""
+    """TorchTrainer runs of one call: their scratch folder, and one queue on which workers speak to this process.
+
+    Messages are tuples of plain values: the queue is a process, and a class of ours would make it import torch.
+    """
 
     def __init__(self, resources: Resources, run_name: str) -> None:
         self.resources = resources
-        self.name = (
-            f"{run_name}-{uuid.uuid4().hex[:8]}"  # Ray Train resumes a name it knows, without being asked
-        )
+        self.name = f"{run_name}-{uuid.uuid4().hex[:8]}"  # Ray Train resumes a name it knows, without being asked
 
     def __enter__(self) -> "_Runs":
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
+        if len(ray.nodes()) == 1:  # nothing to be warned of; the watcher is a process of 115 MiB
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         self.scratch = tempfile.TemporaryDirectory(prefix="metagen-train-", ignore_cleanup_errors=True)
         self.queue = Queue(actor_options={"num_cpus": 0})
         return self
@@ -181,9 +183,7 @@ class _Runs:
             run_config=ray.train.RunConfig(
                 name=f"{self.name}-{part}",
                 storage_path=self.scratch.name,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=RESTARTS, controller_failure_limit=RESTARTS
-                ),
+                failure_config=ray.train.FailureConfig(max_failures=RESTARTS, controller_failure_limit=RESTARTS),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
@@ -194,9 +194,7 @@ class _Runs:
     def messages(self, runs: Sequence["_Run"]) -> Iterator[Any]:
         """What workers tell, until all runs have ended and the queue is empty."""
         while True:
-            ended = not any(
-                run.is_alive() for run in runs
-            )  # asked before the queue: no word is lost between the two
+            ended = not any(run.is_alive() for run in runs)  # asked before the queue: no word is lost between the two
             try:
                 yield self.queue.get(timeout=0.2)
             except queue.Empty:
@@ -217,7 +215,7 @@ class _Run(threading.Thread):
         """Fit; a failure is kept for the caller, who is another thread."""
         try:
             self.result = self.trainer.fit().return_value
-        except (ray.train.v2.api.exceptions.TrainingFailedError, ray.exceptions.RayError) as error:
+        except (TrainingFailedError, RayError) as error:
             self.failure = _last_line(error)
 
 
@@ -230,7 +228,7 @@ def _lane_loop(settings: dict) -> None:
         partial(_make_trainer, site),
         ray.get(settings["jobs"]),
         commit=lambda key, files, record: store.put_files(stage, key, files, record),
-        tell=lambda outcome: outbox.put(outcome) if speaks else None,
+        tell=lambda outcome: outbox.put(astuple(outcome)) if speaks else None,
         is_done=done.__contains__,
     )
 
@@ -242,7 +240,14 @@ def _meta_loop(settings: dict) -> MetaResult | None:
     outbox = settings["queue"]
     on_step = throttled(lambda *step: outbox.put(step)) if rank == 0 else None
     result = train_meta(
-        trainer, epochs, settings["recipe"], settings["seed"], inner_trees, settings["keep_best"], on_step
+        trainer,
+        epochs,
+        settings["recipe"],
+        settings["seed"],
+        inner_trees,
+        settings["keep_best"],
+        on_step,
+        settings["shelf"],
     )
     return result if rank == 0 else None
 

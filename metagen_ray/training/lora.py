@@ -1,4 +1,4 @@
-"""LoRA on a frozen decoder: where it goes, how it starts, and its files in PEFT's format. Knows nothing of losses or steps.
+"""LoRA on a frozen decoder: where it goes, how it starts, its files in PEFT's format. Knows nothing of losses.
 
 An adapter is one flat fp32 vector. Every LoRA pair is a view into it, so an optimizer, a clip, an all-reduce or a reset
 handles one tensor where PEFT has two per layer; the numbers are PEFT's (tested against it). The files are those
@@ -70,6 +70,7 @@ class LoraLinear(nn.Module):
         self.b: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output with the adapter's part."""
         assert self.a is not None and self.b is not None, "the adapter lends its views before a forward"
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
         if self.dropout and self.training:
@@ -109,12 +110,8 @@ class LoraSlots:
         self.layers = _insert(model, shape)
         self.parts: list[tuple[str, tuple[int, int]]] = []
         for path, layer in self.layers.items():
-            self.parts.append(
-                (f"base_model.model.{path}.lora_A.weight", (shape.rank, layer.base.in_features))
-            )
-            self.parts.append(
-                (f"base_model.model.{path}.lora_B.weight", (layer.base.out_features, shape.rank))
-            )
+            self.parts.append((f"base_model.model.{path}.lora_A.weight", (shape.rank, layer.base.in_features)))
+            self.parts.append((f"base_model.model.{path}.lora_B.weight", (layer.base.out_features, shape.rank)))
         self.sizes = [rows * columns for _, (rows, columns) in self.parts]
 
     @property
@@ -129,7 +126,7 @@ class LoraSlots:
             layer.a, layer.b = views[2 * index], views[2 * index + 1]
 
     def initial(self, seed: int) -> torch.Tensor:
-        """A fresh adapter, PEFT's default: A uniform in +-1/sqrt(inputs), B zero; drawn on the CPU from `seed` alone."""
+        """A fresh adapter as PEFT starts it: A uniform in +-1/sqrt(inputs), B zero; drawn on the CPU by `seed`."""
         generator = torch.Generator().manual_seed(seed)
         drawn = []
         for name, (rows, columns) in self.parts:
@@ -142,19 +139,15 @@ class LoraSlots:
     def named(self, flat: torch.Tensor) -> Adapter:
         """The flat vector as PEFT's named fp32 tensors on the CPU."""
         copy = flat.detach().to("cpu", torch.float32, copy=True)
-        return {
-            name: v.view(size) for v, (name, size) in zip(copy.split(self.sizes), self.parts, strict=True)
-        }
+        return {name: v.view(size) for v, (name, size) in zip(copy.split(self.sizes), self.parts, strict=True)}
 
     def flat(self, adapter: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The reverse of `named`; InputError if the adapter was made for other modules or another rank."""
         expected = dict(self.parts)
-        odd = [
-            n for n in {*expected, *adapter} if n not in adapter or tuple(adapter[n].shape) != expected.get(n)
-        ]
+        odd = [n for n in {*expected, *adapter} if n not in adapter or tuple(adapter[n].shape) != expected.get(n)]
         if odd:
             raise InputError(
-                f"the adapter does not fit this model and recipe: {sorted(odd)[0]} is missing, extra or of another shape"
+                f"the adapter does not fit this model and recipe: {sorted(odd)[0]} is missing, extra or misshapen"
             )
         return torch.cat([adapter[name].reshape(-1).to("cpu", torch.float32) for name, _ in self.parts])
 
@@ -183,9 +176,7 @@ def _insert(model: nn.Module, shape: LoraShape) -> dict[str, LoraLinear]:
 
 def _target_paths(model: nn.Module, targets: tuple[str, ...] | str) -> list[str]:
     head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = [
-        path for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    ]
+    linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
     if targets == "all-linear":
         return linear
     names = {path.rsplit(".", 1)[-1] for path in linear}

@@ -3,7 +3,7 @@
 import torch
 
 from metagen_ray.training.base import AdaptedModel
-from metagen_ray.training.core import Batch
+from metagen_ray.training.core import Batch, Snapshot
 from metagen_ray.training.lora import Adapter
 from metagen_ray.training.rows import Tree
 
@@ -41,6 +41,16 @@ class PlainEngine:
             self.model.flat.copy_(self.model.slots.initial(seed))
         forget(self.optimizer, weight_decay)
 
+    def snapshot(self) -> Snapshot:
+        """Where the training stands."""
+        return Snapshot(self.model.flat.detach().cpu().clone(), *moments(self.optimizer))
+
+    def restore(self, snapshot: Snapshot, weight_decay: float) -> None:
+        """Go on from a snapshot."""
+        with torch.no_grad():
+            self.model.flat.copy_(snapshot.flat)
+        set_moments(self.optimizer, snapshot.first, snapshot.second, snapshot.updates, weight_decay)
+
     def adapter(self) -> Adapter:
         """The adapter under PEFT's names."""
         return self.model.slots.named(self.model.flat)
@@ -55,6 +65,26 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """The rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def moments(optimizer: torch.optim.Optimizer) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Copies of Adam's two moments of the one parameter, and its count of updates."""
+    (state,) = optimizer.state.values()
+    return state["exp_avg"].cpu().clone(), state["exp_avg_sq"].cpu().clone(), float(state["step"])
+
+
+def set_moments(
+    optimizer: torch.optim.Optimizer, first: torch.Tensor, second: torch.Tensor, updates: float, weight_decay: float
+) -> None:
+    """The reverse of `moments`, on an optimizer that may not have stepped yet."""
+    (group,) = optimizer.param_groups
+    (parameter,) = group["params"]
+    group["weight_decay"] = weight_decay
+    optimizer.state[parameter] = {
+        "step": torch.tensor(updates, dtype=torch.float32, device=parameter.device),
+        "exp_avg": first.to(parameter.device, copy=True),
+        "exp_avg_sq": second.to(parameter.device, copy=True),
+    }
 
 
 def forget(optimizer: torch.optim.Optimizer, weight_decay: float) -> None:

@@ -1,4 +1,4 @@
-"""What is trained on: trees of token rows, and the packs that a model reads. Knows nothing of models, recipes or stages.
+"""What is trained on: trees of token rows, and the packs a model reads. Knows nothing of models, recipes or stages.
 
 A tree is a prefix that is read once and branches that each continue it; a plain fine-tuning row is a tree with an empty
 prefix and one branch. A pack lays trees one after the other into one sequence. A token sees its tree's prefix, its own
@@ -36,7 +36,7 @@ class Tree:
         return sum(len(b.completion) for b in self.branches)
 
     def read_tokens(self) -> int:
-        """Tokens a model reads: shared prompts once, and never the last token of a completion, which predicts nothing."""
+        """Tokens a model reads: shared prompts once, never the last token of a completion, which predicts nothing."""
         prompts = {tuple(b.prompt) for b in self.branches}
         return len(self.prefix) + sum(map(len, prompts)) + sum(len(b.completion) - 1 for b in self.branches)
 
@@ -70,16 +70,12 @@ class Pack:
 
     def to(self, device: torch.device) -> "Pack":
         """The same pack on another device."""
-        tensors = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("is_plain", "weight")
-        }
-        return replace(
-            self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        )
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("is_plain", "weight")}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def pack(trees: Sequence[Tree], weight: float = 1.0) -> Pack:
-    """Lay trees into one sequence; branches are numbered through all of them. ValueError if a completion has no context."""
+    """Lay trees into one sequence, branches numbered through all of them. ValueError if a completion has no context."""
     columns = _Columns()
     for tree_id, tree in enumerate(trees):
         columns.add_tree(tree_id, tree)
@@ -104,7 +100,7 @@ def split_by_size(trees: Sequence[Tree], limit_tokens: int) -> list[list[Tree]]:
 
 
 def step_batches(trees: Sequence[Tree], order: Sequence[int], batch_rows: int) -> Iterator[list[Tree]]:
-    """Trees in `order`, cut into optimizer steps: a step closes once it holds `batch_rows` completions. The rest counts."""
+    """Trees in `order`, cut into optimizer steps: a step closes at `batch_rows` completions. The rest counts."""
     step: list[Tree] = []
     rows = 0
     for index in order:

@@ -9,7 +9,7 @@ from metagen_ray.training.rows import Tree, pack
 
 
 def score(model: AdaptedModel, trees: Sequence[Tree]) -> list[list[float]]:
-    """log p(completion | prefix, prompt) in nats of every branch, in the order of the trees and their branches."""
+    """The log-likelihood in nats of every branch's completion, in the order of the trees and their branches."""
     scores: dict[int, list[float]] = {}
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""What one training process does: a share of adapters in turn, or its part of meta-SFT. Knows engines, never Ray or a store.
+"""What one training process does: a share of adapters in turn, or its part of meta-SFT. Knows no Ray and no store.
 
 The caller brings `commit` and `tell` as plain callables, so the same loops serve Ray Train, a bare GPU box and tests.
 """
@@ -12,10 +12,11 @@ from typing import Any
 from metagen_ray.errors import UserError
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel
-from metagen_ray.training.core import Engine, OnStep, train, train_epochs
+from metagen_ray.training.core import Engine, OnStep, TrainLog, train, train_epochs
 from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.rows import Tree
 from metagen_ray.training.score import mean_loss
+from metagen_ray.training.stand import Shelf, Stand, load_stand
 
 Files = dict[str, bytes]
 Commit = Callable[[str, Files, Mapping[str, Any]], object]  # (key, files, record)
@@ -68,7 +69,7 @@ def train_share(
 ) -> list[Outcome]:
     """Train jobs one after another on one trainer per LoRA shape; every rank runs the same jobs, rank 0 commits.
 
-    A job that fails is an outcome. Errors of the process itself (a lost peer, memory) propagate where others wait for us.
+    A failed job is an outcome. Where peers wait for this process, its own breakdown (memory, a lost peer) is raised.
     """
     outcomes = []
     trainer: Trainer | None = None
@@ -103,8 +104,10 @@ def _train_one(trainer: Trainer, job: AdapterJob, commit: Commit) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class MetaResult:
-    """A trained meta adapter and its log. `inner_losses` holds the loss on the held-out trees before training and after
-    each epoch; `epoch` is the epoch the files were taken after (1 is the first)."""
+    """A trained meta adapter and its log.
+
+    `inner_losses` is the loss on the held-out trees after each epoch; `epoch` the one whose adapter this is, from 1.
+    """
 
     files: Files
     epoch: int
@@ -122,21 +125,32 @@ def train_meta(
     inner_trees: Sequence[Tree] = (),
     keep_best: bool = False,
     on_step: OnStep | None = None,
+    shelf: Shelf | None = None,
 ) -> MetaResult:
-    """One long training, fresh trees in every epoch; with `keep_best` the epoch of the lowest inner loss is returned."""
-    engine = trainer.engine
-    kept: list[tuple[int, Adapter]] = []
-    inner: list[float] = []
+    """One long training, fresh trees in every epoch; `keep_best` returns the epoch of the lowest inner loss.
 
-    def after_epoch(epoch: int) -> None:
+    With a `shelf` it is saved after every epoch, and goes on from what lies there.
+    """
+    if keep_best and not inner_trees:
+        raise ValueError("keep_best chooses by the loss on inner_trees; give some")
+    engine = trainer.engine
+    stand = load_stand(shelf)
+    if stand is not None:
+        engine.restore(stand.snapshot, recipe.weight_decay)
+    inner = stand.inner_losses if stand else []
+    kept = [(stand.kept_epoch, stand.kept)] if stand else []
+
+    def after_epoch(log: TrainLog) -> None:
         if inner_trees:
             inner.append(mean_loss(trainer.model, inner_trees))
         if not keep_best or not kept or inner[-1] <= min(inner):
-            kept[:] = [(epoch + 1, engine.adapter())]
+            kept[:] = [(log.epochs, engine.adapter())]
+        if shelf:
+            now = Stand(engine.snapshot(), log, inner, *kept[0])
+            if engine.rank == 0:
+                shelf.save(log.epochs, now.files())
 
-    if keep_best and not inner_trees:
-        raise ValueError("keep_best chooses by the loss on inner_trees; give some")
-    log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch)
+    log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch, stand.log if stand else None)
     epoch, adapter = kept[0]
     return MetaResult(trainer.files(adapter), epoch, log.losses, inner, log.tokens, log.seconds)
 

@@ -1,7 +1,7 @@
 """The DeepSpeed engine: ZeRO 0, 1 or 2 over torch.distributed. Owns DeepSpeed's traps; knows nothing of Ray or data.
 
-torch.distributed must be up (Ray Train does it; `start_alone` for one process). The adapter is one flat tensor, so DeepSpeed
-handles one parameter whatever the model: one hook, one bucket, one optimizer state.
+torch.distributed must be up (Ray Train does it; `start_alone` for one process). The adapter is one flat tensor, so
+DeepSpeed handles one parameter whatever the model: one hook, one bucket, one optimizer state.
 """
 
 import importlib
@@ -15,15 +15,17 @@ import torch.distributed as dist
 
 from metagen_ray.errors import StageError
 from metagen_ray.training.base import AdaptedModel
-from metagen_ray.training.core import Batch
+from metagen_ray.training.core import Batch, Snapshot
 from metagen_ray.training.lora import Adapter
-from metagen_ray.training.plain import adamw, forget, set_rate
+from metagen_ray.training.plain import adamw, forget, moments, set_moments, set_rate
 from metagen_ray.training.rows import Tree
 
 
 class DeepSpeedEngine:
-    """The step engine of a lane or of meta-SFT; every rank calls every method. One engine serves all adapters of a
-    process, because a second deepspeed.initialize leaks what the first one held."""
+    """The step engine of a lane or of meta-SFT; every rank calls every method.
+
+    One engine serves all adapters of a process: a second deepspeed.initialize leaks what the first one held.
+    """
 
     def __init__(self, model: AdaptedModel, zero_stage: int) -> None:
         self.model = model
@@ -42,9 +44,7 @@ class DeepSpeedEngine:
         for number, pack in enumerate(batch.packs, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batch.packs))
             loss = self.engine(pack).sum() * (pack.weight / batch.tokens)
-            self.engine.backward(
-                loss * self.world
-            )  # DeepSpeed averages over ranks, the loss is a sum over them
+            self.engine.backward(loss * self.world)  # DeepSpeed averages over ranks, the loss is a sum over them
             mine += loss.detach()
         total = self._clip(clip, mine)
         set_rate(self.optimizer, lr)
@@ -52,17 +52,52 @@ class DeepSpeedEngine:
         return total
 
     def reset(self, seed: int, weight_decay: float) -> None:
-        """A fresh adapter drawn from `seed`, on every rank and in ZeRO's partitions, and an optimizer without memory."""
+        """A fresh adapter drawn from `seed`, in ZeRO's partitions too, and an optimizer without memory."""
         self._drop_gradients()
         with torch.no_grad():
             self.model.flat.copy_(self.model.slots.initial(seed))
-        if self.zero_stage:
-            self.engine.optimizer.refresh_fp32_params()
+        self._spread_weights()
         forget(self.optimizer, weight_decay)
+
+    def snapshot(self) -> Snapshot:
+        """Where the training stands; the ranks' parts of the moments are put together."""
+        first, second, updates = moments(self.optimizer)
+        return Snapshot(self.model.flat.detach().cpu().clone(), self._whole(first), self._whole(second), updates)
+
+    def restore(self, snapshot: Snapshot, weight_decay: float) -> None:
+        """Go on from a snapshot of any world."""
+        self._drop_gradients()
+        with torch.no_grad():
+            self.model.flat.copy_(snapshot.flat)
+        self._spread_weights()
+        first, second = self._part(snapshot.first), self._part(snapshot.second)
+        set_moments(self.optimizer, first, second, snapshot.updates, weight_decay)
 
     def adapter(self) -> Adapter:
         """The adapter under PEFT's names; ZeRO has gathered it after every step."""
         return self.model.slots.named(self.model.flat)
+
+    def _spread_weights(self) -> None:
+        """Bring ZeRO's own fp32 copy of this rank's part in line with the adapter."""
+        if self.zero_stage:
+            self.engine.optimizer.refresh_fp32_params()
+
+    def _whole(self, part: torch.Tensor) -> torch.Tensor:
+        """All ranks' parts of a vector as long as the adapter, without ZeRO's padding."""
+        if not self.zero_stage or self.world == 1:
+            return part[: self.model.flat.numel()]
+        part = part.to(self.model.device)
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part)
+        return torch.cat(parts)[: self.model.flat.numel()].cpu()
+
+    def _part(self, whole: torch.Tensor) -> torch.Tensor:
+        """The part of such a vector that is this rank's, padded as ZeRO pads."""
+        (parameter,) = self.optimizer.param_groups[0]["params"]
+        size = parameter.numel()
+        padded = torch.zeros(size * (self.world if self.zero_stage else 1))
+        padded[: len(whole)] = whole
+        return padded[self.rank * size : (self.rank + 1) * size] if self.zero_stage else padded
 
     def _drop_gradients(self) -> None:
         """What a step that failed half-way has left; it would be added to the next adapter's first gradient."""
@@ -83,16 +118,14 @@ class DeepSpeedEngine:
             gradients = self.engine.optimizer.averaged_gradients[0]  # this rank's partition; p.grad is None
             share = 1.0
         else:
-            gradients = [self.model.flat.grad]  # whole and equal on every rank
+            gradients: list[Any] = [self.model.flat.grad]  # whole and equal on every rank
             share = 1.0 / self.world
-        sums = torch.stack([sum(g.square().sum() for g in gradients) * share, loss])
+        sums = torch.stack([torch.stack([g.square().sum() for g in gradients]).sum() * share, loss])
         if self.world > 1:
             dist.all_reduce(sums)
         norm, total = sums[0].sqrt().item(), sums[1].item()
         if not norm < float("inf"):
-            raise StageError(
-                f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate"
-            )
+            raise StageError(f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate")
         if norm > clip:
             for gradient in gradients:
                 gradient.mul_(clip / (norm + 1e-6))

@@ -1,4 +1,4 @@
-"""DeepSpeed against the plain engine: ZeRO stages and ranks, several adapters on one engine, memory, broken gradients."""
+"""DeepSpeed against the plain engine: ZeRO stages, ranks, several adapters on one engine, memory, broken gradients."""
 
 import gc
 from pathlib import Path
@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 from metagen_ray.errors import StageError
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel, load_base
-from metagen_ray.training.core import train
-from metagen_ray.training.lora import LoraShape
+from metagen_ray.training.core import Snapshot, train
+from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, plain_row
 from metagen_ray.training.zero import DeepSpeedEngine, start_alone
@@ -22,6 +22,7 @@ from tests.tiny import make_tiny_model
 pytestmark = pytest.mark.slow
 RECIPE = Recipe(rank=4, alpha=8, lr=3e-3, epochs=2, batch_rows=7, clip=0.05, weight_decay=0.1, schedule="linear")
 STAGES = (0, 1, 2)
+PARTS = ("flat", "first", "second")
 
 
 def mixed_trees(seed: int) -> list[Tree]:
@@ -51,7 +52,13 @@ def worker(rank: int, world: int, directory: str, rendezvous: str, out: str) -> 
         engine = DeepSpeedEngine(model_at(directory), stage)
         for turn, seed in enumerate((1, 2, 1)):
             log = train(engine, mixed_trees(seed), RECIPE, seed)
-            found[stage, turn] = (engine.adapter(), log.losses)
+            taken = engine.snapshot()
+            found[stage, turn] = (engine.adapter(), log.losses, taken)
+        engine.reset(5, 0.0)
+        engine.restore(taken, RECIPE.weight_decay)
+        again = engine.snapshot()
+        assert again.updates == taken.updates
+        assert all(torch.equal(getattr(again, part), getattr(taken, part)) for part in PARTS)
     torch.save(found, f"{out}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -62,12 +69,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def plain(model_dir: Path) -> dict[int, tuple[dict[str, torch.Tensor], list[float]]]:
+def plain(model_dir: Path) -> dict[int, tuple[Adapter, list[float], Snapshot]]:
     engine = PlainEngine(model_at(str(model_dir)))
     found = {}
     for seed in (1, 2):
         log = train(engine, mixed_trees(seed), RECIPE, seed)
-        found[seed] = (engine.adapter(), log.losses)
+        found[seed] = (engine.adapter(), log.losses, engine.snapshot())
     return found
 
 
@@ -75,9 +82,12 @@ def plain(model_dir: Path) -> dict[int, tuple[dict[str, torch.Tensor], list[floa
 def test_deepspeed_all_stages_equal_the_plain_engine(model_dir: Path, tmp_path: Path, plain: dict, world: int) -> None:
     mp.spawn(worker, (world, str(model_dir), str(tmp_path / "meet"), str(tmp_path)), nprocs=world)
     for rank in range(world):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for (_, turn), (adapter, losses) in found.items():
-            expected, expected_losses = plain[(1, 2, 1)[turn]]
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        for (_, turn), (adapter, losses, snapshot) in found.items():
+            expected, expected_losses, expected_snapshot = plain[(1, 2, 1)[turn]]
+            assert snapshot.updates == expected_snapshot.updates == len(losses)
+            for part in PARTS:
+                assert torch.allclose(getattr(snapshot, part), getattr(expected_snapshot, part), atol=1e-5)
             assert np.allclose(losses, expected_losses, atol=1e-5)
             assert max((adapter[n] - expected[n]).abs().max().item() for n in expected) < 1e-5
 

@@ -1,0 +1,57 @@
+"""A long training between two epochs, as files: what it needs to go on. Knows no store; the caller brings the shelf."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from safetensors.torch import load, save
+
+from metagen_ray.training.core import Snapshot, TrainLog
+from metagen_ray.training.lora import Adapter
+
+TENSORS = "stand.safetensors"
+REST = "stand.json"
+KEPT = "kept:"
+
+
+class Shelf(Protocol):
+    """Where stands are kept; the latest counts. Every rank loads, rank 0 saves."""
+
+    def save(self, epochs: int, files: Mapping[str, bytes]) -> None:
+        """Keep the stand after `epochs` epochs."""
+        ...
+
+    def load(self) -> Mapping[str, bytes] | None:
+        """Files of the latest stand."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """A training after some epochs, and the adapter it would hand out."""
+
+    snapshot: Snapshot
+    log: TrainLog
+    inner_losses: list[float]
+    kept_epoch: int
+    kept: Adapter
+
+    def files(self) -> dict[str, bytes]:
+        """The stand as files by name."""
+        taken = self.snapshot
+        tensors = {"flat": taken.flat, "first": taken.first, "second": taken.second}
+        tensors |= {KEPT + name: tensor.contiguous() for name, tensor in self.kept.items()}
+        rest = {"log": asdict(self.log), "inner_losses": self.inner_losses, "kept_epoch": self.kept_epoch}
+        return {TENSORS: save(tensors), REST: json.dumps(rest | {"updates": taken.updates}).encode()}
+
+
+def load_stand(shelf: Shelf | None) -> Stand | None:
+    """The latest stand on a shelf, if there is one."""
+    files = shelf.load() if shelf else None
+    if files is None:
+        return None
+    rest, tensors = json.loads(files[REST]), load(files[TENSORS])
+    kept = {name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
+    snapshot = Snapshot(tensors["flat"], tensors["first"], tensors["second"], rest["updates"])
+    return Stand(snapshot, TrainLog(**rest["log"]), rest["inner_losses"], rest["kept_epoch"], kept)

@@ -1,0 +1,173 @@
+"""The loops of one process: failed jobs, engines shared by jobs, schedules, meta-SFT with inner loss and resumption."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metagen_ray.errors import InputError, StoreError
+from metagen_ray.study import Recipe
+from metagen_ray.training.base import AdaptedModel, load_base
+from metagen_ray.training.core import learning_rate, train
+from metagen_ray.training.lora import LoraShape, read_adapter
+from metagen_ray.training.plain import PlainEngine
+from metagen_ray.training.rows import Branch, Tree, plain_row
+from metagen_ray.training.score import mean_loss
+from metagen_ray.training.shelf import StoreShelf
+from metagen_ray.training.worker import AdapterJob, Outcome, Trainer, train_meta, train_share
+from tests.tiny import make_tiny_model
+
+RECIPE = Recipe(rank=2, alpha=4, lr=5e-3, epochs=2, batch_rows=4)
+META = Recipe(rank=2, alpha=4, lr=5e-3, epochs=3, batch_rows=8, schedule="linear", dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+def rows(seed: int, count: int = 10) -> list[Tree]:
+    rng = np.random.default_rng(seed)
+    return [plain_row(rng.integers(10, 300, 5).tolist(), rng.integers(10, 300, 4).tolist()) for _ in range(count)]
+
+
+def trees(seed: int) -> list[Tree]:
+    rng = np.random.default_rng(seed)
+
+    def branch() -> Branch:
+        return Branch(rng.integers(10, 300, 4).tolist(), rng.integers(10, 300, 3).tolist())
+
+    return [Tree(rng.integers(10, 300, 12).tolist(), tuple(branch() for _ in range(5))) for _ in range(4)]
+
+
+def trainer_at(model_dir: Path, shape: LoraShape) -> Trainer:
+    model = AdaptedModel(load_base(model_dir), shape)
+    return Trainer(model, PlainEngine(model))
+
+
+def job(name: str, recipe: Recipe = RECIPE, seed: int = 0, data: list[Tree] | None = None) -> AdapterJob:
+    return AdapterJob(name, rows(seed) if data is None else data, recipe, seed, {"domain": name})
+
+
+class Sink:
+    """Keeps what is committed, refuses one key."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, tuple[Mapping[str, bytes], Mapping[str, Any]]] = {}
+
+    def commit(self, key: str, files: Mapping[str, bytes], record: Mapping[str, Any]) -> None:
+        if key == "refused":
+            raise StoreError("the store is full; make room")
+        self.found[key] = (files, record)
+
+
+def test_train_share_failed_jobs_are_outcomes_and_the_rest_is_trained(model_dir: Path) -> None:
+    hot = RECIPE.model_copy(update={"lr": 1e30})
+    jobs = [
+        job("first"), job("empty", data=[]), job("hot", hot), job("refused"),
+        job("no context", data=[plain_row([], [5])]),
+        job("last", seed=3), job("stored"),
+    ]  # fmt: skip
+    sink, told = Sink(), list[Outcome]()
+    made: list[LoraShape] = []
+
+    def make(shape: LoraShape) -> Trainer:
+        made.append(shape)
+        return trainer_at(model_dir, shape)
+
+    outcomes = {o.key: o for o in train_share(make, jobs, sink.commit, told.append, {"stored"}.__contains__)}
+    assert set(outcomes) == {j.key for j in jobs} == {o.key for o in told}
+    assert set(sink.found) == {"first", "last"} and len(made) == 1
+    assert [outcomes[k].ok for k in ("first", "last", "stored")] == [True] * 3
+    assert "no rows" in outcomes["empty"].reason
+    assert "learning rate" in outcomes["hot"].reason
+    assert "make room" in outcomes["refused"].reason
+    assert "nothing before it" in outcomes["no context"].reason
+    assert len(outcomes["last"].losses) == 6
+    assert sink.found["last"][1]["domain"] == "last" and sink.found["last"][1]["train_tokens"] == 80
+
+
+def test_train_share_adapter_does_not_depend_on_what_the_engine_did_before(model_dir: Path) -> None:
+    wide = RECIPE.model_copy(update={"rank": 4})
+    jobs = [job("a"), job("wide", wide), job("b", RECIPE.model_copy(update={"weight_decay": 0.5}), 1), job("c", seed=2)]
+    together, alone = Sink(), Sink()
+    train_share(lambda s: trainer_at(model_dir, s), jobs, together.commit, lambda o: None)
+    for one in jobs:
+        train_share(lambda s: trainer_at(model_dir, s), [one], alone.commit, lambda o: None)
+    for key in ("a", "wide", "b", "c"):
+        ours, theirs = read_adapter(together.found[key][0]), read_adapter(alone.found[key][0])
+        assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+def test_training_lowers_the_loss_and_seeds_decide(model_dir: Path) -> None:
+    trainer = trainer_at(model_dir, LoraShape.of(RECIPE))
+    recipe, data = RECIPE.model_copy(update={"epochs": 20, "lr": 2e-2}), rows(0)
+    log = train(trainer.engine, data, recipe, 1)
+    first = trainer.engine.adapter()
+    assert np.mean(log.losses[-3:]) < np.mean(log.losses[:3]) - 0.3 and log.tokens == 20 * 40
+    train(trainer.engine, data, recipe, 1)
+    assert all(torch.equal(first[n], tensor) for n, tensor in trainer.engine.adapter().items())
+    train(trainer.engine, data, recipe, 2)
+    assert not all(torch.equal(first[n], tensor) for n, tensor in trainer.engine.adapter().items())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.854, 0.5, 0.146]),
+    ],
+)
+def test_learning_rate_warms_up_and_decays(schedule: str, expected: list[float]) -> None:
+    recipe = RECIPE.model_copy(update={"lr": 1.0, "schedule": schedule, "warmup_share": 0.3})
+    assert [learning_rate(recipe, s, 6) for s in range(6)] == pytest.approx(expected, abs=1e-3)
+
+
+def test_lora_unknown_target_is_named(model_dir: Path) -> None:
+    with pytest.raises(InputError, match=r"q_prj.*k_proj"):
+        trainer_at(model_dir, LoraShape.of(RECIPE.model_copy(update={"targets": ("q_prj",)})))
+
+
+def test_load_base_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json is missing"):
+        load_base(tmp_path / "nowhere")
+
+
+def test_train_meta_keeps_the_best_epoch_by_inner_loss(model_dir: Path) -> None:
+    wild = META.model_copy(update={"lr": 0.3, "epochs": 4, "dropout": 0.0})
+    trainer = trainer_at(model_dir, LoraShape.of(wild))
+    inner = trees(9)
+    epochs = [trees(e) for e in range(4)]
+    best = train_meta(trainer, epochs, wild, 1, inner, keep_best=True)
+    assert len(best.inner_losses) == 4 and best.epoch == 1 + int(np.argmin(best.inner_losses))
+    with torch.no_grad():
+        trainer.model.flat.copy_(trainer.model.slots.flat(read_adapter(best.files)))
+    assert mean_loss(trainer.model, inner) == pytest.approx(min(best.inner_losses), abs=1e-5)
+    last = train_meta(trainer, epochs, wild, 1, inner)
+    assert last.epoch == 4 and last.inner_losses == pytest.approx(best.inner_losses)
+
+
+def test_train_meta_stopped_between_epochs_goes_on_to_the_same_adapter(model_dir: Path, tmp_path: Path) -> None:
+    epochs = [trees(e) for e in range(3)]
+    whole = train_meta(trainer_at(model_dir, LoraShape.of(META)), epochs, META, 1, trees(9), keep_best=True)
+    shelf = StoreShelf(str(tmp_path / "store"), "a" * 64, META.epochs)
+
+    def stop(step: int, steps: int, loss: float) -> None:
+        if step == steps // 2 + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_meta(trainer_at(model_dir, LoraShape.of(META)), epochs, META, 1, trees(9), True, stop, shelf)
+    steps: list[int] = []
+    again = train_meta(
+        trainer_at(model_dir, LoraShape.of(META)), epochs, META, 1, trees(9), True, lambda s, *_: steps.append(s), shelf
+    )
+    assert steps[0] > 1 and len(again.losses) == len(whole.losses)
+    assert again.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert again.inner_losses == pytest.approx(whole.inner_losses, abs=1e-6)
+    ours, theirs = read_adapter(again.files), read_adapter(whole.files)
+    assert max((ours[n] - theirs[n]).abs().max().item() for n in theirs) < 1e-6
