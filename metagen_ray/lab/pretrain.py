@@ -30,7 +30,7 @@ class PretrainConfig:
     """Shape, data and schedule. Lengths in tokens."""
 
     rho: float
-    steps: int = 4000
+    steps: int = 3000
     rows: int = 32
     length: int = 256
     lr: float = 3e-3
