@@ -166,7 +166,7 @@ def _study_of(run: str, root: str) -> Study:
         return load_study(run, [f"store={root}"])
     from metagen_ray.store import open_store
 
-    store = open_store(root)
+    store = open_store(root, read_only=True)
     runs = sorted({path.split("/")[1] for path in store.list_docs("studies") if path.endswith("/study.yaml")})
     if run not in runs:
         raise InputError(f"no run {run!r} in {root}; there are: {', '.join(runs) or 'none'}")
