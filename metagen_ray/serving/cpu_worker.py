@@ -8,6 +8,8 @@ Sampling: vLLM draws an exponential for every word of the vocabulary, 40 % of a 
 one uniform per answer, looked up in the cumulative distribution.
 """
 
+import ctypes
+import signal
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 Segments = list[tuple[int, torch.Tensor | None]]
 
 
@@ -97,10 +100,16 @@ def sample(logits_NV: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(share_NV, drawn_N1, right=True).squeeze(1).clamp_(max=share_NV.shape[1] - 1)
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, also by SIGKILL; vLLM's engine would live on."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Worker(CPUWorker):
     """The CPU worker, with these loops."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        end_with_parent()
         name = f"{ByAdapter.__module__}.{ByAdapter.__qualname__}"
         type(current_platform).get_punica_wrapper = classmethod(lambda cls: name)  # type: ignore[method-assign]
         topk_topp_sampler.compiled_random_sample = sample

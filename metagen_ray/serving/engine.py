@@ -5,6 +5,7 @@ Owns engine settings. Imports vLLM: only a replica imports this module.
 
 import asyncio
 import json
+import multiprocessing
 import secrets
 from collections import defaultdict
 from typing import Any
@@ -19,6 +20,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import utils as engine_processes
 
 from metagen_ray.serving.adapters import AdapterLoader
 from metagen_ray.serving.app import ServingSpec
@@ -34,6 +37,16 @@ class LocalFiles(CallbackBase):
         self.ctx.run_init_node = False
 
 
+class ScoringOrCompletion(CompletionRequest):
+    """A completion request; one that asks for log-probabilities by id has no use for their text."""
+
+    def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
+        """As vLLM has it, without decoding 100 candidates a prompt."""
+        params = super().to_sampling_params(*args, **kwargs)
+        params.detokenize = not (self.logprob_token_ids and self.return_tokens_as_token_ids)
+        return params
+
+
 class Engine(VLLMEngine):
     """vLLM, answering JSON."""
 
@@ -41,8 +54,9 @@ class Engine(VLLMEngine):
         engine_args, frontend_args, config = super()._prepare_engine_config(callback_ctx)
         # The engine's process runs its one worker itself: a process, 8 s of imports and 800 MB fewer. vLLM's own
         # choice on CPU is a second process, so that it can bind threads there; ours are set by OMP_NUM_THREADS.
-        if config.parallel_config.world_size == 1:
+        if config.parallel_config.world_size == 1 and config.device_config.device_type == "cpu":
             config.parallel_config.distributed_executor_backend = "uni"
+            engine_processes.get_mp_context = lambda: multiprocessing.get_context("forkserver")
         return engine_args, frontend_args, config
 
     async def answer(self, method: str, body: bytes) -> tuple[int, bytes]:
@@ -50,7 +64,7 @@ class Engine(VLLMEngine):
         serving = self._oai_serving_completion if method == "completions" else self._oai_serving_chat
         try:
             if method == "completions":
-                response = await serving.create_completion(CompletionRequest.model_validate_json(body))
+                response = await serving.create_completion(ScoringOrCompletion.model_validate_json(body))
             else:
                 response = await serving.create_chat_completion(ChatCompletionRequest.model_validate_json(body))
         except (ValueError, ValidationError, VLLMClientError) as error:

@@ -1,10 +1,17 @@
-"""One engine replica as Serve runs it. Owns the engine's environment; imports vLLM when it starts, not before."""
+"""One engine replica as Serve runs it. Owns the engine's processes and their environment; knows no request.
+
+vLLM is imported when a replica starts, not before: in the replica and, at the same time, in the process that will
+become its engine. One after the other these imports are most of the time until the first answer.
+"""
 
 import os
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from metagen_ray.serving.app import ServingSpec
+
+ENGINE_IMPORTS = ["metagen_ray.serving.cpu_worker", "vllm.v1.engine.core", "vllm.model_executor.models.qwen3"]
 
 
 class EngineReplica:
@@ -12,6 +19,9 @@ class EngineReplica:
 
     async def __init__(self, spec: "ServingSpec") -> None:
         os.environ.update(engine_environment(spec))
+        if not spec.gpus_per_replica:
+            forkserver.set_forkserver_preload(ENGINE_IMPORTS)
+            forkserver.ensure_running()
         from metagen_ray.serving.engine import start_server
 
         self._server = await start_server(spec)
@@ -34,5 +44,5 @@ def engine_environment(spec: "ServingSpec") -> dict[str, str]:
         "VLLM_PLUGINS": "",
     }
     quiet = {"VLLM_LOGGING_LEVEL": "WARNING", "TOKENIZERS_PARALLELISM": "false"}
-    on_cpu = {"OMP_NUM_THREADS": str(spec.threads), "TORCH_COMPILE_DISABLE": "1"}
+    on_cpu = {"LOCAL_WORLD_SIZE": "1", "OMP_NUM_THREADS": str(spec.threads), "TORCH_COMPILE_DISABLE": "1"}
     return offline | quiet | ({} if spec.gpus_per_replica else on_cpu)

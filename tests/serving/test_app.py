@@ -51,10 +51,8 @@ def base_model(served: Served) -> Any:
 
 
 @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic x"}])
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/-/routes", "/anything"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/anything"])
 def test_app_a_request_without_the_token_gets_401(served: Served, header: dict[str, str], path: str):
-    if path == "/-/routes":
-        pytest.skip("Serve's own proxy answers it: route prefixes alone")
     reply = httpx.post(served.app.url + path, headers=header, json={"model": "tiny", "prompt": [PROMPT]})
     assert reply.status_code == 401
 
@@ -135,9 +133,10 @@ def chi_square(counts_V: np.ndarray, share_V: np.ndarray) -> tuple[float, int]:
     """Pearson's statistic over words expected five times or more, the rest pooled; and its degrees of freedom."""
     expected_V = share_V * counts_V.sum()
     often = expected_V >= 5
-    observed = [*counts_V[often], counts_V[~often].sum()]
-    expected = [*expected_V[often], expected_V[~often].sum()]
-    return sum((o - e) ** 2 / e for o, e in zip(observed, expected, strict=True)), len(observed) - 1
+    observed = np.append(counts_V[often], counts_V[~often].sum())
+    expected = np.append(expected_V[often], expected_V[~often].sum())
+    used = expected > 0
+    return float(((observed - expected)[used] ** 2 / expected[used]).sum()), int(used.sum()) - 1
 
 
 @pytest.mark.parametrize("adapter", [None, 0])
