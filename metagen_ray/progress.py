@@ -16,10 +16,12 @@ def say(text: str) -> None:
 class Progress:
     """Counts units of one stage. Use as a context manager."""
 
-    def __init__(self, stage: str, total: int, unit: str = "shard") -> None:
-        self._stage, self._total, self._unit = stage, total, unit
+    def __init__(self, stage: str, total: int, units: str = "shards") -> None:
+        self._stage, self._total, self._units = stage, total, units
         self._done, self._began, self._printed = 0, time.monotonic(), 0.0
-        self._bar = tqdm(total=total, desc=stage, unit=unit, leave=False) if sys.stderr.isatty() and total else None
+        self._bar = (
+            tqdm(total=total, desc=stage, unit=f" {units}", leave=False) if sys.stderr.isatty() and total else None
+        )
 
     def advance(self, count: int = 1) -> None:
         """Count finished units; from a terminal's bar or, every few seconds, a line."""
@@ -33,7 +35,7 @@ class Progress:
         self._printed = time.monotonic()
         spent = self._printed - self._began
         left = spent / self._done * (self._total - self._done) if self._done else float("nan")
-        say(f"{self._stage}: {self._done}/{self._total} {self._unit}s, {spent:.0f} s, {left:.0f} s left")
+        say(f"{self._stage}: {self._done}/{self._total} {self._units}, {spent:.0f} s, {left:.0f} s left")
 
     def __enter__(self) -> "Progress":
         return self
@@ -42,4 +44,4 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         spent = time.monotonic() - self._began
-        say(f"{self._stage}: {self._done}/{self._total} {self._unit}s in {spent:.1f} s")
+        say(f"{self._stage}: {self._done}/{self._total} {self._units} in {spent:.1f} s")

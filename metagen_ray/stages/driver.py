@@ -137,7 +137,7 @@ Step = Callable[[Plan, Status, Ledger, _Serving], None]
 def _train(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
     missing = status.missing("object_sft", (*plan.adapters, *plan.second_adapters))
     if missing:
-        with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapter") as progress:
+        with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
             object_sft.run(plan, missing, versions(), progress.advance)
 
 

@@ -1,5 +1,7 @@
 """The app of a study: what is served follows from the plan. Owns the translation of a study into a serving spec."""
 
+import logging
+
 from metagen_ray.serving.app import ServingSpec, deploy, undeploy
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.context import ENGINE_RANKS
@@ -8,6 +10,7 @@ from metagen_ray.stages.plan import Plan
 
 def up(plan: Plan) -> AppAddress:
     """Deploy the app and return its address once it answers."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     app = deploy(spec(plan))
     return AppAddress(app.url, app.token_file, app.model_name)
 
