@@ -129,8 +129,11 @@ def mechanism(plan: Plan, grid: Grid, keys: Callable[[str, str], tuple]) -> Pred
     `keys` gives ever coarser descriptions of a cell, finest first; the finest that any other meta-train cell shares is
     used. No cell sees itself.
     """
-    truth_TE = np.nanmean(grid.truth_TEQNO[..., 0], axis=(2, 3))
-    meta_TE = grid.train_meta_T[:, None] & grid.eval_meta_E[None] & ~np.eye(len(grid.train_ids), dtype=bool)
+    scored_TEQN = ~np.isnan(grid.truth_TEQNO[..., 0])
+    count_TE = scored_TEQN.sum(axis=(2, 3))
+    truth_TE = np.where(scored_TEQN, grid.truth_TEQNO[..., 0], 0.0).sum(axis=(2, 3)) / np.maximum(count_TE, 1)
+    meta_TE = grid.train_meta_T[:, None] & grid.eval_meta_E[None] & (count_TE > 0)
+    np.fill_diagonal(meta_TE, False)
     sums: dict[object, list[float]] = {}
     for i, j in zip(*np.nonzero(meta_TE), strict=True):
         for key in keys(grid.train_ids[i], grid.eval_ids[j]):
