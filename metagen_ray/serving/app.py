@@ -5,19 +5,23 @@ Nothing heavy is imported here: vLLM is imported once, by the replica that runs 
 
 import errno
 import os
+import re
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from metagen_ray.errors import InputError, MachineError
 from metagen_ray.serving.auth import default_token_file, ensure_token_file
 from metagen_ray.serving.ingress import Ingress
 
 APP = "metagen"
+MAX_LORA_RANK = 512
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -44,6 +48,13 @@ class ServingSpec:
     tokens_in_batch: int = 8192
     host: str = "127.0.0.1"
     port: int = 0
+    start_timeout_s: float = 900.0
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """Resources of one replica."""
+        gpus = {"GPU": self.gpus_per_replica} if self.gpus_per_replica else {}
+        return {"CPU": self.cpus_per_replica} | gpus
 
 
 @dataclass(frozen=True)
@@ -62,24 +73,29 @@ def deploy(spec: ServingSpec, token_file: str | Path | None = None) -> App:
     """
     if ":" in spec.model_name or not spec.model_name:
         raise InputError(f"model name {spec.model_name!r}: give a name without a colon; it sets adapters apart")
-    port = _free_port(spec.host, spec.port)
+    if spec.max_lora_rank > MAX_LORA_RANK:
+        raise InputError(f"LoRA rank {spec.max_lora_rank} is above the engine's {MAX_LORA_RANK}; train at a lower rank")
+    url = _listen(spec)
     _check_resources(spec)
     token_path = ensure_token_file(Path(token_file) if token_file else default_token_file())
-    http = {"host": spec.host, "port": port}
-    serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
-    app = build(spec, str(token_path))
-    try:
-        serve.run(app, name=APP, route_prefix="/", logging_config=QUIET)
-    except RuntimeError as error:
-        raise MachineError(
-            f"the app of {spec.model_name} did not start: {_first_line(error)}; look at its replica's log"
-        ) from error
-    return App(f"http://{spec.host}:{port}", spec.model_name, str(token_path))
+    undeploy_app()
+    target = serve.RunTarget(build(spec, str(token_path)), name=APP, route_prefix="/", logging_config=QUIET)
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    _wait_running(spec)
+    return App(url, spec.model_name, str(token_path))
 
 
 def undeploy() -> None:
-    """End the app, its proxies and its controller."""
-    serve.shutdown()
+    """End the app, and Serve with it where no other app is left."""
+    undeploy_app()
+    if _serve_client() is not None and not serve.status().applications:
+        serve.shutdown()
+
+
+def undeploy_app() -> None:
+    """End the app, also one that an earlier driver left; Serve goes on."""
+    if _serve_client() is not None and APP in serve.status().applications:
+        serve.delete(APP)
 
 
 def build(spec: ServingSpec, token_file: str) -> serve.Application:
@@ -92,14 +108,13 @@ def build(spec: ServingSpec, token_file: str) -> serve.Application:
         name="ingress",
         num_replicas=1,
         max_ongoing_requests=1000,
-        ray_actor_options={"num_cpus": 0.05},
+        ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(engine, spec.model_name, token_file)
 
 
 def engine_options(spec: ServingSpec) -> dict[str, Any]:
     """Serve's options of the engine deployment."""
-    bundle = {"CPU": spec.cpus_per_replica} | ({"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {})
     scale: dict[str, Any] = {"num_replicas": spec.replicas}
     if spec.max_replicas is not None and spec.max_replicas > spec.replicas:
         limits = {"min_replicas": spec.replicas, "max_replicas": spec.max_replicas}
@@ -114,12 +129,50 @@ def engine_options(spec: ServingSpec) -> dict[str, Any]:
         **scale,
         "max_ongoing_requests": spec.requests_per_replica,
         "ray_actor_options": {"num_cpus": spec.cpus_per_replica, "num_gpus": spec.gpus_per_replica},
-        "placement_group_bundles": [bundle],
+        "placement_group_bundles": [spec.bundle],
         "health_check_period_s": 5,
         "health_check_timeout_s": 60,
+        "max_constructor_retry_count": 1,
         "graceful_shutdown_timeout_s": 5,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
+
+
+def _serve_client() -> Any:
+    """The connection to the cluster's Serve; None where none runs."""
+    return _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+
+
+def _listen(spec: ServingSpec) -> str:
+    """Start Serve's HTTP proxy, or find the one that an earlier driver left; returns its URL."""
+    client = _serve_client()
+    if client is None:
+        port = _free_port(spec.host, spec.port)
+        http = {"host": spec.host, "port": port}
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        return f"http://{spec.host}:{port}"
+    running = client.http_config
+    if spec.port not in (0, running.port):
+        raise MachineError(
+            f"Serve listens on {running.host}:{running.port} in this cluster already, not on port {spec.port}; "
+            "leave the port at 0, or end Serve with `serve shutdown`"
+        )
+    return f"http://{running.host}:{running.port}"
+
+
+def _wait_running(spec: ServingSpec) -> None:
+    """Return once the app answers; where it does not, take it down again and say why."""
+    deadline = time.monotonic() + spec.start_timeout_s
+    state = serve.status().applications[APP]
+    while state.status != "RUNNING":
+        if state.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
+            replicas = "; ".join(d.message for d in state.deployments.values() if d.message)
+            undeploy_app()
+            raise MachineError(
+                f"the app of {spec.model_name} did not start ({state.status}): {_reason(state.message or replicas)}"
+            )
+        time.sleep(0.1)
+        state = serve.status().applications[APP]
 
 
 def _free_port(host: str, port: int) -> int:
@@ -152,5 +205,9 @@ def _check_resources(spec: ServingSpec) -> None:
             )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+def _reason(message: str) -> str:
+    """The line of a traceback that says what is wrong."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    told = errors[-1:] or lines[:1] or ["no reason given; see the replica's log"]
+    return told[0][:400]

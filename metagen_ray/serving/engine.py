@@ -8,16 +8,15 @@ import json
 import multiprocessing
 import secrets
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 from fastapi import HTTPException
-from pydantic import ValidationError
-from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.serve.llm import LLMConfig
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest, ChatCompletionResponse
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest, CompletionResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
@@ -26,7 +25,7 @@ from vllm.v1.engine import utils as engine_processes
 from metagen_ray.serving.adapters import AdapterLoader
 from metagen_ray.serving.app import ServingSpec
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 512)  # what vLLM compiles for
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes
 
 
 class LocalFiles(CallbackBase):
@@ -48,7 +47,7 @@ class ScoringOrCompletion(CompletionRequest):
 
 
 class Engine(VLLMEngine):
-    """vLLM, answering JSON."""
+    """The engine of Ray Serve LLM, answering JSON and one process smaller on CPU."""
 
     def _prepare_engine_config(self, callback_ctx: Any) -> Any:
         engine_args, frontend_args, config = super()._prepare_engine_config(callback_ctx)
@@ -61,20 +60,25 @@ class Engine(VLLMEngine):
 
     async def answer(self, method: str, body: bytes) -> tuple[int, bytes]:
         """Status and JSON of a completion or chat request."""
-        serving = self._oai_serving_completion if method == "completions" else self._oai_serving_chat
+        serving: Any = self._oai_serving_completion if method == "completions" else self._oai_serving_chat
         try:
             if method == "completions":
                 response = await serving.create_completion(ScoringOrCompletion.model_validate_json(body))
             else:
                 response = await serving.create_chat_completion(ChatCompletionRequest.model_validate_json(body))
-        except (ValueError, ValidationError, VLLMClientError) as error:
+        except (ValueError, VLLMClientError) as error:
             response = serving.create_error_response(error)
         if isinstance(response, ErrorResponse):
             return response.error.code, response.model_dump_json().encode()
+        return 200, _compact(response)
+
+
+def _compact(response: CompletionResponse | ChatCompletionResponse) -> bytes:
+    """The response without the prompts, which the asker knows and which would stand in it n times."""
+    if isinstance(response, CompletionResponse):
         for choice in response.choices:
-            if method == "completions":
-                choice.prompt_token_ids = None  # the asker knows its prompts; n copies would be the bulk of the body
-        return 200, response.model_dump_json(exclude_none=True).encode()
+            choice.prompt_token_ids = None
+    return response.model_dump_json(exclude_none=True).encode()
 
 
 class AdapterServer(LLMServer):
@@ -82,16 +86,13 @@ class AdapterServer(LLMServer):
 
     _default_engine_cls = Engine
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        raise TypeError("use start_server")
-
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
         super()._init_multiplex_loader(model_downloader_cls or AdapterLoader)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def _start_engine(self) -> None:
         # Without the telemetry of the base class, which starts an actor of its own.
-        await self.engine.start()
+        await cast(Engine, self.engine).start()
 
     async def ask(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
         """Load the adapter if the model names one, then answer."""
@@ -100,39 +101,36 @@ class AdapterServer(LLMServer):
                 await self._load_adapter(model)
             except HTTPException as error:
                 return error.status_code, _error_json(error.status_code, str(error.detail))
-        return await self.engine.answer(method, body)
+        return await cast(Engine, self.engine).answer(method, body)
 
     async def _load_adapter(self, model: str) -> None:
         # Two first requests for one adapter would both find it missing, and vLLM refuses the second load.
         async with self._locks[model]:
             try:
-                await self.engine.resolve_lora(await self._load_model(model))
+                files = await cast(Any, self._load_model)(model)
+                await cast(Engine, self.engine).resolve_lora(files)
             except ValueError as error:
                 raise HTTPException(400, f"{model}: {error}") from error
 
 
 async def start_server(spec: ServingSpec) -> AdapterServer:
     """Start the engine of a replica; returns when it can answer."""
-    server = AdapterServer.sync_init(llm_config(spec))
-    server._llm_config.experimental_configs["adapters"] = {"store": spec.store, "stages": spec.adapter_stages}
+    server = cast(AdapterServer, AdapterServer.sync_init(llm_config(spec)))
     await server.start()
     return server
 
 
 def llm_config(spec: ServingSpec) -> LLMConfig:
     """Ray Serve LLM's configuration of a spec."""
-    bundle = {"CPU": spec.cpus_per_replica} | ({"GPU": spec.gpus_per_replica} if spec.gpus_per_replica else {})
     return LLMConfig(
         model_loading_config={"model_id": spec.model_name, "model_source": spec.model_dir},
         accelerator_type=None,
-        placement_group_config={"bundles": [bundle]},
-        lora_config={
-            "dynamic_lora_loading_path": None,
-            "max_num_adapters_per_replica": spec.adapters_in_memory,
-        },
+        placement_group_config={"bundles": [spec.bundle]},
+        lora_config={"dynamic_lora_loading_path": None, "max_num_adapters_per_replica": spec.adapters_in_memory},
         engine_kwargs=engine_settings(spec),
         log_engine_metrics=False,
-        callback_config={"callback_class": LocalFiles},
+        callback_config=CallbackConfig(callback_class=LocalFiles),
+        experimental_configs={"adapters": {"store": spec.store, "stages": spec.adapter_stages}},
     )
 
 

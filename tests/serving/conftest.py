@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from metagen_ray.serving.app import App
+from metagen_ray.serving.app import App, ServingSpec, deploy, undeploy
 from tests.tiny import make_tiny_model
 
 ADAPTERS = 3
@@ -19,6 +19,7 @@ class Served:
     """The app under test, its model directory, and the keys of its adapters."""
 
     app: App
+    spec: ServingSpec
     model_dir: Path
     keys: list[str]
 
@@ -28,14 +29,13 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One Ray, one app of a tiny model that splits numbers, three adapters in a store."""
+    """One Ray, one app of a tiny model that splits numbers, three adapters and one of too high a rank in a store."""
     import ray
-
-    from metagen_ray.serving.app import ServingSpec, deploy, undeploy
 
     root = tmp_path_factory.mktemp("served")
     model_dir = make_tiny_model(root / "model", "digits")
     keys = [put_adapter(root / "store", model_dir, seed) for seed in range(ADAPTERS)]
+    keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(root / "ray_token")
     (root / "ray_token").write_text("r" * 64)
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
@@ -43,32 +43,32 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=ray_dir, runtime_env=runtime_env)
         spec = ServingSpec(str(model_dir), "tiny", str(root / "store"), adapters_in_batch=SLOTS, max_model_len=256)
         try:
-            yield Served(deploy(spec, root / "token"), model_dir, keys)
+            yield Served(deploy(spec, root / "token"), spec, model_dir, keys)
         finally:
             undeploy()
             ray.shutdown()
 
 
-def put_adapter(store_root: Path, model_dir: Path, seed: int) -> str:
+def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4) -> str:
     """Commit a random PEFT adapter that changes answers visibly; returns its key."""
     from metagen_ray.store import content_key, open_store
 
     directory = store_root.parent / f"adapter-{seed}"
-    random_adapter(model_dir, seed).save_pretrained(directory)
+    random_adapter(model_dir, seed, rank).save_pretrained(directory)
     files = {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".json", ".safetensors")}
     key = content_key({"adapter": seed})
     open_store(str(store_root)).put_files("object_sft", key, files, {"seed": seed})
     return key
 
 
-def random_adapter(model_dir: Path, seed: int) -> Any:
+def random_adapter(model_dir: Path, seed: int, rank: int = 4) -> Any:
     """The tiny model under PEFT, with LoRA weights drawn from `seed`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=8, target_modules="all-linear"))
     generator = torch.Generator().manual_seed(seed)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import pytest
 
 from metagen_ray.errors import InputError, MachineError
 from metagen_ray.prompts import Renderer
+from metagen_ray.serving.app import deploy
 from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
 from metagen_ray.serving.judge import Judge, Options, Scorer
@@ -24,6 +26,7 @@ from tests.tiny import make_tokenizer
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 T = TypeVar("T")
 USUAL = Limits()
+PATIENT = Limits(attempts=12, backoff_s=2.0, read_s=240.0)
 PROMPT = [1, 40, 41, 42, 3, 2]
 
 
@@ -78,6 +81,11 @@ def test_app_token_stands_in_no_command_line_environment_or_log(served: Served):
 def test_app_what_it_cannot_answer_is_one_clear_error(served: Served, model: str, prompt: list[int], match: str):
     with pytest.raises(InputError, match=match):
         ask(served, lambda c: c.complete(model, [prompt], max_tokens=4))
+
+
+def test_app_an_adapter_above_the_engine_rank_is_refused_by_rank(served: Served):
+    with pytest.raises(InputError, match="rank 16"):
+        ask(served, lambda c: c.complete(served.adapter(3), [PROMPT], max_tokens=2))
 
 
 def test_app_a_wrong_token_is_named_by_the_client(served: Served):
@@ -203,6 +211,27 @@ def test_app_an_engine_killed_under_load_comes_back_and_the_client_with_it(serve
         os.kill(engine.pid, signal.SIGKILL)
         return await asked
 
-    answers = ask(served, load, Limits(attempts=12, backoff_s=2.0, read_s=240.0))
+    answers = ask(served, load, PATIENT)
     assert [len(group) for group in answers] == [8] * 512
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_app_a_failed_deploy_is_explained_and_the_next_one_stands_at_the_same_url(served: Served, tmp_path: Path):
+    with pytest.raises(MachineError, match="did not start"):
+        deploy(replace(served.spec, model_dir=str(tmp_path)), served.app.token_file)
+    again = deploy(served.spec, served.app.token_file)
+    assert again == served.app
+    assert len(ask(served, lambda c: c.complete("tiny", [PROMPT], max_tokens=2))) == 1
+    with pytest.raises(MachineError, match="listens on"):
+        deploy(replace(served.spec, port=1), served.app.token_file)
+
+
+def test_app_no_process_outlives_a_replica_that_is_killed(served: Served):
+    ours = psutil.Process().children(recursive=True)
+    replica = next(p for p in ours if "ServeReplica:metagen:engine" in p.name())
+    engines = [p for p in replica.children(recursive=True) if p.is_running()]
+    assert any("EngineCore" in p.name() for p in engines)
+    replica.kill()
+    _gone, alive = psutil.wait_procs(engines, timeout=30)
+    assert not alive
+    assert len(ask(served, lambda c: c.complete("tiny", [PROMPT], max_tokens=2), PATIENT)) == 1
