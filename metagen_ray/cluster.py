@@ -29,13 +29,8 @@ def connect(study: Study, address: str | None) -> None:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
             ray.init(address=address, **quiet)
         else:
-            # A cluster for this process alone listens on loopback, whatever addresses the machine has.
-            ray.init(
-                _node_ip_address="127.0.0.1",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            # Ray turns token authentication on for a cluster it starts itself.
+            ray.init(include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
     except RuntimeError as error:
         if "ersion mismatch" in str(error):
             raise MachineError(

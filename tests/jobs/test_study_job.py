@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,7 @@ def head():
         command = [
             BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={gcs}", "--node-ip-address=127.0.0.1",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={folder}/r",
+            f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}",
         ]  # fmt: skip
         with open(f"{folder}/head.log", "wb") as log:
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -52,11 +54,14 @@ def head():
 
 
 def _wait_ready(env: dict[str, str], process: subprocess.Popen) -> None:
-    for _ in range(60):
+    """Until a job that does nothing succeeds: the agent that starts jobs comes up last."""
+    end, done = time.monotonic() + 120, None
+    while time.monotonic() < end:
         assert process.poll() is None, "the head ended"
-        if subprocess.run([BIN / "ray", "job", "list"], env=env, capture_output=True).returncode == 0:
+        done = subprocess.run([BIN / "ray", "job", "submit", "--", "true"], env=env, capture_output=True, text=True)
+        if done.returncode == 0:
             return
-    raise AssertionError("the head does not answer")
+    raise AssertionError(f"the head takes no jobs: {done and done.stderr[-2000:]}")
 
 
 def submit(env: dict[str, str], store: Path, *settings: str) -> subprocess.CompletedProcess:
