@@ -22,7 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
-from metagen_ray.errors import StageError
+from metagen_ray.errors import StageError, UserError
 from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.core import OnStep
@@ -125,9 +125,9 @@ def run_meta(
         for step in runs.messages([thread]):
             if on_progress:
                 on_progress(*step)
-        if thread.failure or thread.result is None:
-            raise StageError(f"meta-SFT failed: {thread.failure or 'it returned nothing'}")
-        return thread.result
+        if isinstance(thread.result, MetaResult):
+            return thread.result
+        raise StageError(f"meta-SFT failed: {thread.failure or thread.result}")
 
 
 def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
@@ -142,7 +142,7 @@ def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
 
 
 def _site(base_dir: str | Path, resources: Resources) -> Site:
-    return Site(str(base_dir), resources.zero_stage, max(1, int(resources.cpus_per_worker)))
+    return Site(str(Path(base_dir).resolve()), resources.zero_stage, max(1, int(resources.cpus_per_worker)))
 
 
 class _Runs:
@@ -233,7 +233,15 @@ def _lane_loop(settings: dict) -> None:
     )
 
 
-def _meta_loop(settings: dict) -> MetaResult | None:
+def _meta_loop(settings: dict) -> MetaResult | str | None:
+    """What came of it, or why nothing did: a user's error would be the same after a restart."""
+    try:
+        return _meta_result(settings)
+    except UserError as error:
+        return str(error)
+
+
+def _meta_result(settings: dict) -> MetaResult | None:
     epochs, inner_trees = ray.get(settings["work"])
     trainer = _make_trainer(settings["site"], LoraShape.of(settings["recipe"]))
     rank = ray.train.get_context().get_world_rank()

@@ -96,8 +96,9 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx, *grads):
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_low = (grad @ b).mul_(ctx.scaling)
-        grad_b = (grad.t() @ low).mul_(ctx.scaling)
+        # With a narrow side MKL is 2-4 x slower on the plain forms (grad @ b, grad.t() @ low) than on these.
+        grad_low = (grad @ b.t().contiguous().t()).mul_(ctx.scaling)
+        grad_b = (low.t() @ grad).mul_(ctx.scaling).t()
         grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return grad_x, None, None, grad_low.t() @ rows, grad_b, None
 

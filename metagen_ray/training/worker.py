@@ -72,34 +72,42 @@ def train_share(
     A failed job is an outcome. Where peers wait for this process, its own breakdown (memory, a lost peer) is raised.
     """
     outcomes = []
-    trainer: Trainer | None = None
-    shape: LoraShape | None = None
+    trainers: dict[LoraShape, Trainer] = {}  # one at a time: the base of the last shape makes room for the next
     for job in sorted(jobs, key=lambda j: repr(LoraShape.of(j.recipe))):
         if is_done(job.key):
             outcome = Outcome(job.key, True, "stood in the store")
         else:
-            if trainer is None or LoraShape.of(job.recipe) != shape:
-                shape = LoraShape.of(job.recipe)
-                trainer = make_trainer(shape)
-            outcome = _train_one(trainer, job, commit)
+            outcome = _outcome(make_trainer, trainers, job, commit)
         outcomes.append(outcome)
         tell(outcome)
     return outcomes
 
 
-def _train_one(trainer: Trainer, job: AdapterJob, commit: Commit) -> Outcome:
-    engine, start = trainer.engine, time.perf_counter()
-    survivable = (UserError, ValueError, RuntimeError) if engine.world == 1 else (UserError, ValueError)
+def _outcome(
+    make_trainer: Callable[[LoraShape], Trainer], trainers: dict[LoraShape, Trainer], job: AdapterJob, commit: Commit
+) -> Outcome:
+    start, shape = time.perf_counter(), LoraShape.of(job.recipe)
+    survivable: tuple[type[Exception], ...] = (UserError,)
     try:
-        log = train(engine, job.trees, job.recipe, job.seed)
-        adapter = engine.adapter()
-        if engine.rank == 0:
-            numbers = {"train_seconds": log.seconds, "train_tokens": log.tokens, "last_loss": log.losses[-1]}
-            commit(job.key, trainer.files(adapter), {**job.record, **numbers})
+        if shape not in trainers:
+            trainers.clear()
+            trainers[shape] = make_trainer(shape)
+        # Bad rows fail on every rank alike; running out of memory may not, and the others would wait.
+        survivable += (ValueError, RuntimeError) if trainers[shape].engine.world == 1 else (ValueError,)
+        losses = _train_one(trainers[shape], job, commit)
     except survivable as error:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         return Outcome(job.key, False, reason, time.perf_counter() - start)
-    return Outcome(job.key, True, "", time.perf_counter() - start, tuple(log.losses))
+    return Outcome(job.key, True, "", time.perf_counter() - start, tuple(losses))
+
+
+def _train_one(trainer: Trainer, job: AdapterJob, commit: Commit) -> list[float]:
+    log = train(trainer.engine, job.trees, job.recipe, job.seed)
+    adapter = trainer.engine.adapter()
+    if trainer.engine.rank == 0:
+        numbers = {"train_seconds": log.seconds, "train_tokens": log.tokens, "last_loss": log.losses[-1]}
+        commit(job.key, trainer.files(adapter), {**job.record, **numbers})
+    return log.losses
 
 
 @dataclass(frozen=True, slots=True)
