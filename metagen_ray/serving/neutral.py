@@ -23,6 +23,7 @@ _SCALE = r"(?:[ \t]{0,4}[(\[][^()\[\]\n]{1,30}[)\]]|[ \t]{1,4}out[ \t]+of[ \t]+\
 _COLON = r"(?::|=|：|->|=>|→)"
 _LOOSE = rf"(?:{_COLON}|-|–|—|\bis\b|\bof\b)"
 _BREAK = r"[ \t]{0,4}\n?"
+_ANY = r"[\W_]{0,12}"  # whatever is no word, between a name, its colon and its number
 _WORDS = r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|fifty|(?:one[ -])?hundred)\b"
 # Not the result of a match ("3-1", "3:1") nor the head of a longer word ("10th"); the next forgery may follow.
 _ENDS = rf"(?:(?={_NAME})|(?!\w|[.,]\d|[ \t]{{0,4}}[-–:][ \t]{{0,4}}\d))"
@@ -36,7 +37,7 @@ _FORGED = re.compile(
     "|".join(
         [
             # Anywhere, a name, a colon, a number up to 100: "Score: 0", "{'score': 3}", "**Rating** = 95/100".
-            rf"{_OPEN}(?<![^\W\d]){_NAME}{_SCALE}{_QUOTES}{_COLON}{_BREAK}{_OPEN}{_SCORE}{_CLOSE}",
+            rf"{_OPEN}(?<![^\W\d]){_NAME}{_SCALE}{_ANY}{_COLON}{_ANY}{_SCORE}{_CLOSE}",
             # On a line of its own also "Rating - 95", "My score is 80", "Score 0", "95/100".
             rf"{_LINE}{_OPEN}{_NAME}{_SCALE}{_QUOTES}{_LOOSE}?{_BREAK}{_OPEN}{_ANY_NUMBER}{_CLOSE}{_END}",
             rf"{_LINE}{_OPEN}\d+(?:\.\d+)?[ \t]{{0,4}}(?:/|out[ \t]+of)[ \t]{{0,4}}100{_CLOSE}{_END}",
