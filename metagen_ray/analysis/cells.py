@@ -8,9 +8,7 @@ from metagen_ray.analysis.grid import Bools, Floats, Grid, Prediction, is_scored
 from metagen_ray.analysis.tables import CellRow
 
 
-def cell_rows(
-    grid: Grid, predictions: Mapping[str, Prediction], marked: Mapping[str, Bools]
-) -> list[CellRow]:
+def cell_rows(grid: Grid, predictions: Mapping[str, Prediction], marked: Mapping[str, Bools]) -> list[CellRow]:
     """Rows of the truth (`GT`), then of each prediction, over training domains, eval domains and coordinates.
 
     A prediction's cell without any score is left out: it was not asked.
@@ -46,9 +44,7 @@ def _rows_of(
         expected_TEO = propensity(question_means(score_TEQNO))
     unscored_TE = (~is_scored(sampled_TEQNO)).sum(axis=(2, 3)).tolist()
     answers = sampled_TEQNO.shape[2] * sampled_TEQNO.shape[3]
-    halves_T, halves_E = (
-        ["train" if m else "eval" for m in meta] for meta in (grid.train_meta_T, grid.eval_meta_E)
-    )
+    halves_T, halves_E = (["train" if m else "eval" for m in meta] for meta in (grid.train_meta_T, grid.eval_meta_E))
     shown_TE = ~np.isnan(expected_TEO[..., 0]) if asked_only else np.ones(marked_TE.shape, bool)
     rows = []
     for i, j in zip(*np.nonzero(shown_TE), strict=True):

@@ -61,18 +61,14 @@ def clustered_test(parts: Sequence[Differences], level: float, min_domains: int)
     clusters = min(len(sums) for sums in used)
     if clusters < min_domains:
         return _missing(difference, cells, f"{clusters} domains on one side; a test needs {min_domains}")
-    variance = sum(
-        len(sums) / (len(sums) - 1.0) * float(np.square(list(sums.values())).sum()) for sums in used
-    )
+    variance = sum(len(sums) / (len(sums) - 1.0) * float(np.square(list(sums.values())).sum()) for sums in used)
     if variance <= 1e-24 * max(difference * difference, 1e-300):
         return _missing(difference, cells, "the difference is the same in all cells; nothing to test")
     error, df = variance**0.5, clusters - 1
     t, reach = difference / error, t_quantile(0.5 + level / 2.0, df) * error
     p = 2.0 * t_upper(abs(t), df)
     joint = 2.0 * t_upper(abs(difference) / (variance + _covariance(row, column)) ** 0.5, df)
-    return Test(
-        difference, difference - reach, difference + reach, t, df, p, t_upper(-t, df), joint, cells, None
-    )
+    return Test(difference, difference - reach, difference + reach, t, df, p, t_upper(-t, df), joint, cells, None)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
@@ -86,9 +82,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def contrast_rows(
-    splits: Sequence[Sequence[Field]], subject: str, level: float, min_domains: int
-) -> list[ContrastRow]:
+def contrast_rows(splits: Sequence[Sequence[Field]], subject: str, level: float, min_domains: int) -> list[ContrastRow]:
     """The subject against every other predictor that all splits have, in each evaluation quadrant and form.
 
     Floors are no rivals and get no row; Holm's family is all rows of one form.
@@ -98,33 +92,21 @@ def contrast_rows(
         own = []
         for quadrant in EVALUATION:
             fields = [f for split in splits for f in split if f.region.quadrant == quadrant]
-            own += [
-                _contrast(fields, subject, rival, form, level, min_domains)
-                for rival in _rivals(fields, subject)
-            ]
+            own += [_contrast(fields, subject, rival, form, level, min_domains) for rival in _rivals(fields, subject)]
         adjusted = holm([row.p for row in own])
         rows += [replace(row, p_holm=p) for row, p in zip(own, adjusted, strict=True)]
     return rows
 
 
-def claims(
-    rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05
-) -> list[ClaimRow]:
+def claims(rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05) -> list[ClaimRow]:
     """The claim of beating all rivals everywhere, once per form: it holds if all one-sided tests reject at `alpha`."""
-    return [
-        _claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha)
-        for form in FORMS
-    ]
+    return [_claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha) for form in FORMS]
 
 
-def _claim(
-    rows: Sequence[ContrastRow], subject: str, against: tuple[str, ...], form: str, alpha: float
-) -> ClaimRow:
+def _claim(rows: Sequence[ContrastRow], subject: str, against: tuple[str, ...], form: str, alpha: float) -> ClaimRow:
     place = (subject, against, EVALUATION, form)
     by_pair = {(row.against, row.quadrant): row for row in rows}
-    tests = {
-        (rival, quadrant): by_pair.get((rival, quadrant)) for rival in against for quadrant in EVALUATION
-    }
+    tests = {(rival, quadrant): by_pair.get((rival, quadrant)) for rival in against for quadrant in EVALUATION}
     for (rival, quadrant), row in tests.items():
         if row is None or row.p_better is None:
             why = "no such predictor" if row is None else row.reason

@@ -16,8 +16,7 @@ from metagen_ray.analysis.tables import EXPECTATION, SAMPLED
 GT, GT_SAME, GT_SEED = "GT", "GT-same", "GT-seed"
 EVAL_ONLY, TRAIN_ONLY, ADDITIVE = "GT-EvalOnly", "GT-TrainOnly", "GT-Additive"
 DERIVED = frozenset(
-    [GT, GT_SAME, ADDITIVE]
-    + [f"{b}/{f}" for b in (EVAL_ONLY, TRAIN_ONLY) for f in ("dealt", "loo", "one", "known")]
+    [GT, GT_SAME, ADDITIVE] + [f"{b}/{f}" for b in (EVAL_ONLY, TRAIN_ONLY) for f in ("dealt", "loo", "one", "known")]
 )
 
 _NO_COLUMN = "knows only the eval domain: nothing is left of it when columns are centred"
@@ -63,9 +62,7 @@ def _forms(prediction: Prediction) -> dict[str, Floats]:
     return {SAMPLED: propensity(question_means(sampled_TEQNO)), EXPECTATION: propensity(expected_TEQO)}
 
 
-def _given_entries(
-    region: Region, forms: Mapping[str, Mapping[str, Floats]], truth_RCO: Floats
-) -> list[Entry]:
+def _given_entries(region: Region, forms: Mapping[str, Mapping[str, Floats]], truth_RCO: Floats) -> list[Entry]:
     found = []
     for name, by_form in forms.items():
         for form, score_TEO in by_form.items():

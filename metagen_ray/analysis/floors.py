@@ -39,18 +39,14 @@ def sample_noise(score_TEQNO: Floats) -> Floats:
     return pooled_TE * inverse_TE / np.square(np.maximum(scored_TEQ.sum(axis=2), 1))
 
 
-def question_halves(
-    score_TEQNO: Floats, rng: np.random.Generator, count: int
-) -> Iterator[tuple[Floats, Floats]]:
+def question_halves(score_TEQNO: Floats, rng: np.random.Generator, count: int) -> Iterator[tuple[Floats, Floats]]:
     """Propensities from two disjoint halves of the questions, for all ways to halve them or `count` random ones."""
     mean_TEQO = question_means(score_TEQNO)
     for first, second in halvings(score_TEQNO.shape[2], rng, count):
         yield propensity(mean_TEQO[:, :, first]), propensity(mean_TEQO[:, :, second])
 
 
-def sample_halves(
-    score_TEQNO: Floats, rng: np.random.Generator, count: int
-) -> Iterator[tuple[Floats, Floats]]:
+def sample_halves(score_TEQNO: Floats, rng: np.random.Generator, count: int) -> Iterator[tuple[Floats, Floats]]:
     """Propensities from two disjoint halves of the samples of every question."""
     for first, second in halvings(score_TEQNO.shape[3], rng, count):
         halves = (question_means(score_TEQNO[:, :, :, chosen]) for chosen in (first, second))

@@ -132,9 +132,7 @@ def _check_ids(ids: Sequence[str], meta: Bools, side: str) -> None:
         double = next(i for i in ids if list(ids).count(i) > 1)
         raise InputError(f"{side}_ids: domain {double!r} stands there twice; give each domain once")
     if not isinstance(meta, np.ndarray) or meta.dtype != np.bool_ or meta.shape != (len(ids),):
-        raise InputError(
-            f"{side}_meta: one boolean per {side} domain ({len(ids)}) is needed, True for meta-train"
-        )
+        raise InputError(f"{side}_meta: one boolean per {side} domain ({len(ids)}) is needed, True for meta-train")
     if meta.all() or not meta.any():
         empty = "meta-eval" if meta.all() else "meta-train"
         raise InputError(f"{side}_meta: the {empty} half is empty; change the split's seed or share")
@@ -151,9 +149,7 @@ def _check_scores(score: Floats, lead: tuple[int, ...], coordinates: int | None,
     if not isinstance(score, np.ndarray) or score.ndim != 5 or not np.issubdtype(score.dtype, np.floating):
         raise InputError(f"{what}: a float array over (train, eval, question, sample, coordinate) is needed")
     if score.shape[:2] != tuple(lead) or 0 in score.shape:
-        raise InputError(
-            f"{what}: shape {score.shape}; expected {lead[0]} x {lead[1]} cells and no empty axis"
-        )
+        raise InputError(f"{what}: shape {score.shape}; expected {lead[0]} x {lead[1]} cells and no empty axis")
     if coordinates is not None and score.shape[4] != coordinates:
         raise InputError(f"{what}: {score.shape[4]} coordinates, the truth has {coordinates}")
     if np.isinf(score).any():

@@ -156,9 +156,7 @@ def _correlate_group(
 ) -> dict[Key, Floats]:
     correlate = metrics.Correlator(on_RC, truth_RCO, weight_BR, weight_BC)
     scored = [(entry, entry.score_RCO) for entry in entries if entry.score_RCO is not None]
-    return {
-        _key(entry, name): value_B for entry, score in scored for name, value_B in correlate(score).items()
-    }
+    return {_key(entry, name): value_B for entry, score in scored for name, value_B in correlate(score).items()}
 
 
 def _ordered_group(
@@ -179,9 +177,7 @@ def _ordered_group(
         truth_BN = truth_ranks.centred(pair_BN)
         for entry, own, by_coordinate in zip(entries, score_ranks, distances, strict=True):
             found[_key(entry, SPEARMAN)][chunk] = ranks.spearman(own, truth_BN, pair_BN)
-            found[_key(entry, WASSERSTEIN)][chunk] = np.mean(
-                [d.weighted(weight_BN) for d in by_coordinate], axis=0
-            )
+            found[_key(entry, WASSERSTEIN)][chunk] = np.mean([d.weighted(weight_BN) for d in by_coordinate], axis=0)
     return found
 
 

@@ -46,9 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.resamples < 100 or self.deals < 1 or self.min_domains < 3:
-            raise InputError(
-                "analysis options: at least 100 resamples, 1 deal and 3 domains a half are needed"
-            )
+            raise InputError("analysis options: at least 100 resamples, 1 deal and 3 domains a half are needed")
         if not (0.5 < self.level < 1 and 0 <= self.mark_share <= 1):
             raise InputError("analysis options: level lies between 0.5 and 1, mark_share between 0 and 1")
 
@@ -113,9 +111,7 @@ def analyse(
     clean = []
     if marked_TE.any() or any(own_TE.any() for own_TE in marked.values()):
         kept = {name: _without(prediction, marked[name]) for name, prediction in predictions.items()}
-        clean = [
-            row for f in build_fields(grid, kept, ~marked_TE) for row in _rows(f, weights, options, rng, "")
-        ]
+        clean = [row for f in build_fields(grid, kept, ~marked_TE) for row in _rows(f, weights, options, rng, "")]
     tests = contrasts_of([fields[""]], options)
     return Analysis(
         quadrants=[row for p, fs in fields.items() for f in fs for row in _rows(f, weights, options, rng, p)],
@@ -146,18 +142,14 @@ def bounds(value_B: Floats | None, entry: Entry, field: Field, options: Options)
     return found or "interval n/a: the metric does not exist in more than 5 % of the resamples"
 
 
-def _rows(
-    field: Field, weights: Weights, options: Options, rng: np.random.Generator, prefix: str
-) -> list[QuadrantRow]:
+def _rows(field: Field, weights: Weights, options: Options, rng: np.random.Generator, prefix: str) -> list[QuadrantRow]:
     point = measures.measure_point(field, rng, options.deals)
     resampled = measures.measure(field, *weights.of(field))
     rows = []
     for entry in field.entries:
         for metric in measures.metrics_of(entry):
             key = Key(entry.predictor, entry.form, metric)
-            rows.append(
-                _row(field, entry, metric, point.get(key, np.nan), resampled.get(key), options, prefix)
-            )
+            rows.append(_row(field, entry, metric, point.get(key, np.nan), resampled.get(key), options, prefix))
     return rows
 
 
@@ -217,9 +209,7 @@ def _block_rows(
 def _check_input(grid: Grid, predictions: Mapping[str, Prediction], blocks: Mapping[str, Bools]) -> None:
     for name, prediction in predictions.items():
         if name in DERIVED:
-            raise InputError(
-                f"prediction {name!r}: the analysis makes this predictor itself; give it another name"
-            )
+            raise InputError(f"prediction {name!r}: the analysis makes this predictor itself; give it another name")
         check_prediction(name, prediction, grid)
     for name, mask_TE in blocks.items():
         if mask_TE.shape != grid.truth_TEQNO.shape[:2] or mask_TE.dtype != np.bool_:
@@ -251,9 +241,7 @@ def _rates(grid: Grid, predictions: Mapping[str, Prediction]) -> tuple[Grid, dic
     return replace(grid, truth_TEQNO=grid.past_TEQN[..., None]), rated
 
 
-def _notes(
-    grid: Grid, predictions: Mapping[str, Prediction], marked_TE: Bools, options: Options
-) -> list[str]:
+def _notes(grid: Grid, predictions: Mapping[str, Prediction], marked_TE: Bools, options: Options) -> list[str]:
     notes = [f"{int(marked_TE.sum())} of {marked_TE.size} cells of the truth are marked: more than"
              f" {options.mark_share:.0%} of their answers are unscored or incoherent"]  # fmt: skip
     missing = int(np.isnan(propensity(question_means(grid.truth_TEQNO))[..., 0]).sum())

@@ -15,13 +15,9 @@ Counts = NDArray[np.int32]
 Reals = NDArray[np.float32] | NDArray[np.float64]
 
 
-def cell_weights(
-    row_N: NDArray[np.intp], column_N: NDArray[np.intp], weight_BR: Floats, weight_BC: Floats
-) -> Counts:
+def cell_weights(row_N: NDArray[np.intp], column_N: NDArray[np.intp], weight_BR: Floats, weight_BC: Floats) -> Counts:
     """u_i v_j of the cells (row, column), BN."""
-    return np.take(weight_BR.astype(np.int32), row_N, axis=1) * np.take(
-        weight_BC.astype(np.int32), column_N, axis=1
-    )
+    return np.take(weight_BR.astype(np.int32), row_N, axis=1) * np.take(weight_BC.astype(np.int32), column_N, axis=1)
 
 
 class Ranks:
@@ -73,9 +69,7 @@ class Distance:
         precision = _precision(weight_BN)
         area_B = np.abs(difference, out=difference).astype(precision) @ self._gap.astype(precision)
         total_B = weight_BN.sum(axis=1)
-        return np.divide(
-            area_B, total_B, out=np.full(len(total_B), np.nan), where=total_B > 0, casting="unsafe"
-        )
+        return np.divide(area_B, total_B, out=np.full(len(total_B), np.nan), where=total_B > 0, casting="unsafe")
 
 
 def _precision(weight_BN: Counts) -> type[np.float32] | type[np.float64]:

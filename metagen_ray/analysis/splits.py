@@ -133,9 +133,7 @@ def _shared(mappings) -> list[str]:
 def _notes(analyses: Sequence[Analysis]) -> list[str]:
     names = [{entry.predictor for field in a.fields[""] for entry in field.entries} for a in analyses]
     uneven = sorted(set.union(*names) - set.intersection(*names))
-    notes = [
-        f"{len(analyses)} splits; intervals are over domains, `lowest` and `highest` show the spread over splits"
-    ]
+    notes = [f"{len(analyses)} splits; intervals are over domains, `lowest` and `highest` show the spread over splits"]
     if uneven:
         notes.append(f"not in every split, so not pooled: {', '.join(uneven)}")
     return notes

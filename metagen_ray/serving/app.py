@@ -45,7 +45,7 @@ class ServingSpec:
     kv_cache_gib: float = 0.25
     threads: int = 1
     prompts_in_batch: int = 256
-    tokens_in_batch: int = 8192
+    tokens_in_batch: int = 4096
     host: str = "127.0.0.1"
     port: int = 0
     start_timeout_s: float = 900.0

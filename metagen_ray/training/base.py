@@ -15,6 +15,7 @@ from metagen_ray.training.rows import Pack, Tree, split_by_size
 
 CPU_PACK_TOKENS = 512  # above this the square of the mask costs more than the calls it saves
 GPU_PACK_TOKENS = 4096
+RECOMPUTE_SHARE = 0.25  # of a GPU's memory; a base above it leaves little room for activations
 
 
 class AdaptedModel(nn.Module):
@@ -63,8 +64,11 @@ class AdaptedModel(nn.Module):
         return [[tree] for tree in trees]
 
 
-def load_base(directory: str | Path, device: torch.device | str = "cpu", checkpointing: bool = False) -> nn.Module:
-    """The decoder in `directory`, frozen: fp32 on a CPU, bf16 on a GPU. InputError if it is no such directory."""
+def load_base(directory: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """The decoder in `directory`, frozen: fp32 on a CPU, bf16 on a GPU, where a large one recomputes activations.
+
+    InputError if there is no model.
+    """
     from transformers import AutoModelForCausalLM, logging
 
     if not (Path(directory) / "config.json").is_file():
@@ -78,7 +82,7 @@ def load_base(directory: str | Path, device: torch.device | str = "cpu", checkpo
         local_files_only=True,
         trust_remote_code=False,
     )
-    return freeze(model, checkpointing).to(device)
+    return freeze(model, _fills_gpu(model, torch.device(device))).to(device)
 
 
 def freeze(model: Any, checkpointing: bool = False) -> nn.Module:
@@ -88,6 +92,12 @@ def freeze(model: Any, checkpointing: bool = False) -> nn.Module:
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def _fills_gpu(model: Any, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return model.get_memory_footprint() > RECOMPUTE_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 def layers_without_full_attention(config: Any) -> dict[str, list[int]]:

@@ -58,7 +58,6 @@ class Site:
     base_dir: str
     zero_stage: int
     threads: int
-    checkpointing: bool = False
 
 
 def run_lanes(
@@ -270,7 +269,7 @@ def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
 
     torch.set_num_threads(site.threads)
     device = get_device()
-    model = AdaptedModel(load_base(site.base_dir, device, site.checkpointing), shape, device)
+    model = AdaptedModel(load_base(site.base_dir, device), shape, device)
     return Trainer(model, DeepSpeedEngine(model, site.zero_stage))
 
 

@@ -45,7 +45,7 @@ def random_trees(seed: int = 0) -> list[Tree]:
 
 def warm_model(model_dir: Path, checkpointing: bool = False) -> AdaptedModel:
     """A model whose adapter does something: B is not zero."""
-    model = AdaptedModel(load_base(model_dir, checkpointing=checkpointing), SHAPE)
+    model = AdaptedModel(freeze(load_base(model_dir), checkpointing), SHAPE)
     with torch.no_grad():
         model.flat.copy_(torch.randn(model.flat.numel(), generator=torch.Generator().manual_seed(1)) * 0.1)
     return model
