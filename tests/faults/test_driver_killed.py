@@ -17,7 +17,7 @@ from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.status import Status
 from metagen_ray.study import Study, load_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SMALL = ("domains=8", "block_domains=4", "predict.samples=2", "analysis.resamples=200")
 LIMIT_S = 420
 

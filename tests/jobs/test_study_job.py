@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SMALL = ["domains=4", "block_domains=4", "predict.samples=2", "analysis.resamples=100"]
