@@ -20,8 +20,15 @@ def default_token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def environment_token() -> str | None:
+    """The token that this node's environment brings, as a Kubernetes secret does."""
+    return os.environ.get(TOKEN_ENV) or os.environ.get("RAY_AUTH_TOKEN")
+
+
 def ensure_token_file(path: Path) -> Path:
-    """Make sure that `path` holds a token only its owner reads; an existing one is kept."""
+    """Make sure that `path` holds a token only its owner reads; nothing is made where the environment brings one."""
+    if environment_token():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -35,9 +42,8 @@ def ensure_token_file(path: Path) -> Path:
 
 def read_token(path: str | Path) -> str:
     """The token of this node: METAGEN_SERVE_TOKEN, RAY_AUTH_TOKEN, or the file. MachineError where there is none."""
-    given = os.environ.get(TOKEN_ENV) or os.environ.get("RAY_AUTH_TOKEN")
     try:
-        token = (given or Path(path).read_text(encoding="utf-8")).strip()
+        token = (environment_token() or Path(path).read_text(encoding="utf-8")).strip()
     except OSError as error:
         raise MachineError(
             f"no token for the app at {path} ({error.strerror}); write one there with mode 0600, or set {TOKEN_ENV}"

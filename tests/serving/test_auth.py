@@ -11,7 +11,14 @@ from metagen_ray.serving.auth import ensure_token_file, is_allowed, read_token
 SPEC = ServingSpec(model_dir="unused", model_name="tiny", store="unused")
 
 
-def test_token_file_is_made_once_for_its_owner_alone(tmp_path: Path):
+def test_token_file_is_not_made_where_the_environment_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "given")
+    assert not ensure_token_file(tmp_path / "token").exists()
+    assert read_token(tmp_path / "token") == "given"
+
+
+def test_token_file_is_made_once_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     path = ensure_token_file(tmp_path / "deep" / "token")
     first = path.read_text()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow  # imports vLLM
+
+
+@pytest.mark.parametrize(
+    "adapters", [[1] * 12, [0] * 12, [3] * 12, [1, 1, 0, 0, 3, 3, 2, 2, 0, 0, 1, 1], [0, 3] * 6], ids=str
+)
+def test_lora_of_a_mixed_batch_equals_the_product_row_by_row(adapters: list[int]):
+    """0 is the base. Every slot holds an adapter, which vLLM's own CPU path would give to the base's rows."""
+    import torch
+    from vllm.lora.layers import LoRAMapping
+
+    from metagen_ray.serving.cpu_worker import ByAdapter
+
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    widths, slots, rank = (20, 8, 8), 3, 4
+    a, b = [draw(slots, 1, rank, 16) for _ in widths], [draw(slots, 1, width, rank) for width in widths]
+    x, y = draw(len(adapters), 16), draw(len(adapters), sum(widths))
+    expected = y.clone()
+    for row, adapter in enumerate(adapters):
+        products = [0.5 * b[i][adapter - 1, 0] @ (a[i][adapter - 1, 0] @ x[row]) for i in range(len(widths))]
+        expected[row] += torch.cat(products) if adapter else 0.0
+    batch = ByAdapter(64, 16, "cpu")
+    mapping = LoRAMapping(index_mapping=tuple(adapters), prompt_mapping=tuple(adapters), is_prefill=True)
+    batch.update_metadata(mapping, [1, 2, 3], slots, 100)
+    batch.add_lora_linear(y, x, tuple(a), tuple(b), 0.5, widths)
+    torch.testing.assert_close(y, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_sample_draws_each_row_from_its_own_distribution():
+    import torch
+
+    from metagen_ray.serving.cpu_worker import sample
+
+    share_NV = torch.tensor([[0.5, 0.0, 0.3, 0.2], [0.0, 0.0, 1.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
+    torch.manual_seed(0)
+    drawn = sample(share_NV.log().repeat(20_000, 1)).reshape(20_000, 3).numpy()
+    for row, share_V in enumerate(share_NV.numpy()):
+        found_V = np.bincount(drawn[:, row], minlength=4) / len(drawn)
+        assert (found_V[share_V == 0] == 0).all()
+        assert np.abs(found_V - share_V).max() < 5 * np.sqrt(0.25 / len(drawn))
+    correlation = np.corrcoef(drawn[:, 0], drawn[:, 2])[0, 1]
+    assert abs(correlation) < 5 / np.sqrt(len(drawn))
