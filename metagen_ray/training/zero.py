@@ -146,6 +146,8 @@ def import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("LOCAL_RANK", "0")
+    # DeepSpeed compiles its Muon optimizer, which nobody here uses: importing torch's compiler costs 0.7 s and 90 MiB.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed = importlib.import_module("deepspeed")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
