@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from metagen_ray.records import ANSWERS
+from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Completion, Limits
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.plan import Ask, Plan
@@ -106,11 +107,3 @@ class AnswerWorker:
     def _text(self, answer: Completion) -> str:
         """Decoded here, not by the server, so that truth and predictions of any server read alike."""
         return answer.text if answer.tokens is None else self.plan.context.renderer.decode(answer.tokens)
-
-
-def read_token(path: str) -> str | None:
-    """The app's bearer token from its file; None where the app asks for none."""
-    if not path:
-        return None
-    with open(path, encoding="utf-8") as file:
-        return file.read().strip()
