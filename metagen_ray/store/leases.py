@@ -3,8 +3,9 @@
 `leases/<name>/<token>` is one tenure: created if absent by the one who wins the next token, rewritten by it alone to
 renew and to release, never deleted (a token must not come twice). Only the highest counts. So nobody can hold beside
 another:
-- A tenure is over when it is released, or when `ttl_s` have gone by since it was last written. Both times are the
-  store's own (a marker written by the challenger tells the store's now), so clocks of machines need not agree.
+- A tenure is over when it is released, when its process has certainly ended (it ran on this very machine), or when
+  `ttl_s` have gone by since it was last written. Both times are the store's own (a marker written by the challenger
+  tells the store's now), so clocks of machines need not agree.
 - The holder counts its term from before it asked, on its own steady clock, and a renewal that is not confirmed within
   the term before is void. What a challenger may still have seen as over is therefore never prolonged.
 """
@@ -22,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from metagen_ray.errors import LeaseError, StoreError
 from metagen_ray.store.keys import lease_folder
 from metagen_ray.store.objects import Objects
+from metagen_ray.store.process import is_gone, process_name
 
 # S3 tells times in whole seconds and from many machines; a challenger waits this much longer.
 _MARGIN_S = 2.0
@@ -41,6 +43,7 @@ class Tenure:
     pid: int
     since: str
     ttl_s: float
+    process: str
     released: bool = False
 
 
@@ -59,7 +62,8 @@ class Lease:
         self._objects = objects
         self._folder = lease_folder(name)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self._tenure = Tenure(uuid.uuid4().hex, owner, socket.gethostname(), os.getpid(), now, ttl_s)
+        pid = os.getpid()
+        self._tenure = Tenure(uuid.uuid4().hex, owner, socket.gethostname(), pid, now, ttl_s, process_name(pid))
         self._valid_until = 0.0
         self._released = threading.Event()
         self._writing = threading.Lock()
@@ -110,7 +114,7 @@ class Lease:
         highest = self._highest_token()
         if highest:
             tenure, ends = self._read(highest)
-            if not tenure.released and now < ends:
+            if not tenure.released and not is_gone(tenure.process) and now < ends:
                 raise self._held_by(highest, tenure, ends)
         started = time.clock_gettime(_CLOCK)
         if not self._objects.create(self._path(highest + 1), _encoded(self._tenure)):

@@ -27,7 +27,7 @@ class Served:
         return f"{self.app.model_name}:{self.keys[n]}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # other rooms start a Ray of their own
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One Ray, one app of a tiny model that splits numbers, three adapters and one of too high a rank in a store."""
     import ray
@@ -36,6 +36,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model_dir = make_tiny_model(root / "model", "digits")
     keys = [put_adapter(root / "store", model_dir, seed) for seed in range(ADAPTERS)]
     keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
+    environment = dict(os.environ)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(root / "ray_token")
     (root / "ray_token").write_text("r" * 64)
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
@@ -47,6 +48,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         finally:
             undeploy()
             ray.shutdown()
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from metagen_ray.errors import LeaseError, StoreError
 from metagen_ray.store import Store, open_store
+from metagen_ray.store.process import is_gone, process_name
 from metagen_ray.store.store import objects_at
 from tests.store import workers
 from tests.store.test_kills import wait_until
@@ -97,7 +98,7 @@ def test_lease_race_of_processes_has_one_holder_at_a_time(root: str, tmp_path: P
     assert not any(e["lost"] for e in held)
 
 
-def test_lease_of_a_killed_holder_is_taken_over_after_its_term(root: str, tmp_path: Path):
+def test_lease_of_a_killed_holder_is_taken_over(root: str, tmp_path: Path):
     store = open_store(root)
     holder = SPAWN.Process(target=workers.hold, args=(root, "drive", 2.0, tmp_path))
     holder.start()
@@ -179,3 +180,36 @@ def test_lease_race_with_kills_has_one_holder_at_a_time(root: str, tmp_path: Pat
     tokens = [e["token"] for e in held]
     assert tokens == sorted(set(tokens))
     assert all(before["end"] <= after["start"] for before, after in itertools.pairwise(held))
+
+
+def _hold(root: str, ready: Any) -> None:
+    open_store(root).lease("drive", "alice", 600)
+    ready.set()
+    time.sleep(600)
+
+
+@pytest.mark.parametrize("reaped", [False, True], ids=["zombie", "reaped"])
+def test_lease_of_a_dead_process_of_this_machine_is_free_at_once(tmp_path: Path, reaped: bool):
+    ready = SPAWN.Event()
+    holder = SPAWN.Process(target=_hold, args=(str(tmp_path), ready), daemon=True)
+    holder.start()
+    assert ready.wait(60)
+    with pytest.raises(LeaseError, match="alice"):
+        open_store(str(tmp_path)).lease("drive", "bob", 60)
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    if reaped:
+        holder.join()
+    else:
+        os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)
+    with open_store(str(tmp_path)).lease("drive", "bob", 60, wait_s=5) as lease:
+        assert lease.token == 2
+
+
+def test_process_of_another_boot_or_namespace_is_never_gone():
+    own = process_name(os.getpid())
+    assert own and not is_gone(own)
+    assert is_gone(own + "0")  # the id was used again: another start
+    boot, _, rest = own.partition(" ")
+    for foreign in (f"{boot[::-1]} {rest}0", own.replace("[", "[9") + "0", "", "nonsense", f"{boot} {boot}"):
+        assert not is_gone(foreign)
