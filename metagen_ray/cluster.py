@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import ray
@@ -12,6 +13,7 @@ from metagen_ray.study import Study
 
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
+REACH_S = 10.0
 SMALL_PARTS_CPUS = 0.15  # the app's ingress and the actors that ask it
 
 
@@ -24,6 +26,8 @@ def connect(study: Study, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        _require_listener(address)
     try:
         if address:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -43,6 +47,17 @@ def connect(study: Study, address: str | None) -> None:
             f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE"
         ) from None
     check_fit(study)
+
+
+def _require_listener(address: str) -> None:
+    """MachineError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():  # `auto`, `local`
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), REACH_S).close()
+    except OSError as error:
+        raise MachineError(f"no cluster at {address}: {error.strerror or error}; check the address") from None
 
 
 def check_fit(study: Study) -> None:

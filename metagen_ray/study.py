@@ -126,7 +126,7 @@ class Resources(Section):
     clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app")
     prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
     port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
-    memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on the smallest node, GiB")
+    memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on one node, GiB")
 
 
 class Study(Section):

@@ -1,0 +1,84 @@
+"""Reaching a cluster: one of another version and one too small for the plan are refused with what to do."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from metagen_ray.cluster import check_fit, connect
+from metagen_ray.errors import MachineError
+from metagen_ray.study import load_study
+
+CONNECT = """
+import sys
+from metagen_ray.cluster import connect
+from metagen_ray.study import load_study
+connect(load_study("pocket"), sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def small_cluster() -> Iterator[str]:
+    """The address of a cluster of one CPU and 1 GiB."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        info = ray.init(
+            num_cpus=1,
+            include_dashboard=False,
+            _temp_dir=folder,
+            _memory=2**30,
+            object_store_memory=100 * 2**20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield info.address_info["gcs_address"]
+        ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], "needs 1.95 CPUs, the cluster has 1"),
+        (
+            ["resources.cpus_per_replica=0.2", "resources.cpus_per_worker=0.2", "resources.gpus_per_worker=1"],
+            "needs 1 GPUs",
+        ),
+        (["resources.cpus_per_replica=0.2", "resources.cpus_per_worker=0.2"], "needs 8 GiB on a node, the largest has"),
+    ],
+    ids=["cpu", "gpu", "memory"],
+)
+def test_cluster_too_small_for_the_plan_is_refused(small_cluster: str, overrides: list[str], words: str):
+    with pytest.raises(MachineError, match=words):
+        check_fit(load_study("pocket", overrides))
+
+
+@pytest.mark.slow
+def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray.experimental import internal_kv
+
+    where = {"namespace": b"cluster"}
+    told = internal_kv._internal_kv_get(CLUSTER_METADATA_KEY, **where)
+    assert told, "Ray keeps the cluster's versions elsewhere now"
+    foreign = json.dumps({**json.loads(told), "ray_version": "1.0.0"}).encode()
+    internal_kv._internal_kv_put(CLUSTER_METADATA_KEY, foreign, overwrite=True, **where)
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, small_cluster],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=dict(os.environ),
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "MachineError: the cluster runs another Ray" in last and "install the same lock on both" in last
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-host.invalid:6379"])
+def test_cluster_that_is_not_there_is_told_at_once(address: str):
+    with pytest.raises(MachineError, match=f"no cluster at {address}"):
+        connect(load_study("pocket"), address)
