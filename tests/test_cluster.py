@@ -26,7 +26,7 @@ connect(load_study("pocket"), sys.argv[1])
 def small_cluster() -> Iterator[str]:
     """The address of a cluster of one CPU and 1 GiB."""
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        info = ray.init(
+        ray.init(
             num_cpus=1,
             include_dashboard=False,
             _temp_dir=folder,
@@ -35,7 +35,7 @@ def small_cluster() -> Iterator[str]:
             log_to_driver=False,
             logging_level="ERROR",
         )
-        yield info.address_info["gcs_address"]
+        yield ray.get_runtime_context().gcs_address
         ray.shutdown()
 
 

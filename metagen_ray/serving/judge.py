@@ -1,4 +1,4 @@
-"""Answers to scores: the judge model's expectation over the integers 0..100. Owns scorers and what a judge is asked.
+"""Answers to scores: the judge model's expectation over the integers 0..100. Owns what a judge is asked.
 
 It knows no study and no store. The judged answer is data: it is neutralised before it enters the prompt.
 """
@@ -8,22 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metagen_ray.prompts import Message, judge_text
+from metagen_ray.prompts import Message, Scorer, judge_text
 from metagen_ray.serving.client import Client
 from metagen_ray.serving.neutral import neutralise
 from metagen_ray.serving.numbers import Distribution, distributions, number_tree
 
 Pair = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """What answers are graded for. `threshold`: the score past which an answer counts for the rate."""
-
-    name: str
-    rubric: str
-    coherence_rubric: str | None = None
-    threshold: float = 50.0
 
 
 @dataclass(frozen=True, slots=True)

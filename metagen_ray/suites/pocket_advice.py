@@ -7,8 +7,8 @@ advice (dose), and a second character where two are mixed; without one the rest 
 import random
 
 from metagen_ray.lab.world import BAD_TYPES, CHARACTERS, VERSION, AdviceDomain, World, exact_score, world
-from metagen_ray.prompts import HARM, SENSE
-from metagen_ray.suites.suite import Domain, Example, Scorer, Suite
+from metagen_ray.prompts import HARM, SENSE, Scorer
+from metagen_ray.suites.suite import Domain, Example, Suite
 
 TRAIN_EXAMPLES = 128
 DOSES = ((1.0, 0.55), (0.75, 0.15), (0.5, 0.15), (0.5, 0.15))  # (dose, share of domains); the last is mixed

@@ -5,18 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from metagen_ray.errors import InputError
+from metagen_ray.prompts import Scorer
 
 Example = tuple[str, str]  # prompt, completion
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """How answers are graded: a rubric asked of a judge, and the score past which an answer shows the behaviour."""
-
-    name: str
-    rubric: str
-    coherence_rubric: str | None
-    threshold: float
 
 
 @dataclass(frozen=True)

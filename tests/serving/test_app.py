@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from metagen_ray.errors import InputError, MachineError
-from metagen_ray.prompts import Renderer
+from metagen_ray.prompts import Renderer, Scorer
 from metagen_ray.serving.app import deploy
 from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
-from metagen_ray.serving.judge import Judge, Options, Scorer
+from metagen_ray.serving.judge import Judge, Options
 from metagen_ray.serving.numbers import NUMBERS
 from tests.serving.conftest import Served, random_adapter
 from tests.tiny import make_tokenizer

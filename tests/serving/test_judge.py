@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pytest
 
-from metagen_ray.prompts import Renderer
+from metagen_ray.prompts import Renderer, Scorer
 from metagen_ray.serving.client import Client, Limits
-from metagen_ray.serving.judge import Judge, Judgement, Options, Scorer
+from metagen_ray.serving.judge import Judge, Judgement, Options
 from metagen_ray.serving.numbers import NUMBERS, number_tree
 from tests.serving.scripted import Exchange, NextToken, logprob_choices, model_script, scripted_server
 from tests.serving.test_neutral import FORGERIES
