@@ -15,7 +15,7 @@ from metagen_ray.analysis.fields import Entry, Field
 from metagen_ray.analysis.grid import Floats
 from metagen_ray.analysis.measures import Key
 from metagen_ray.analysis.quadrants import Analysis, Options, bounds, contrasts_of
-from metagen_ray.analysis.tables import QUADRANTS, ClaimRow, ContrastRow, PooledRow
+from metagen_ray.analysis.tables import QUADRANTS, BlockRow, ClaimRow, ContrastRow, PooledBlockRow, PooledRow
 from metagen_ray.errors import InputError
 
 
@@ -26,6 +26,7 @@ class Pooled:
     quadrants: list[PooledRow]
     contrasts: list[ContrastRow]
     claims: list[ClaimRow]
+    blocks: list[PooledBlockRow]
     notes: list[str]
 
 
@@ -46,7 +47,7 @@ def combine(analyses: Sequence[Analysis], options: Options, rng: np.random.Gener
             rows += _pooled_rows(fields, values, draws, options, prefix)
     tests = contrasts_of([a.fields[""] for a in analyses], options)
     claims = contrasts.claims(tests, options.subject, options.claim_against)
-    return Pooled(rows, tests, claims, _notes(analyses))
+    return Pooled(rows, tests, claims, _block_rows(analyses), _notes(analyses))
 
 
 Draws = tuple[Mapping[str, Floats], Mapping[str, Floats]]
@@ -112,6 +113,21 @@ def _pooled_row(
     found = bounds(value_B, shortest[0] or entry, shortest[1], options)
     low, high, reason = (None, None, found) if isinstance(found, str) else (*found, None)
     return PooledRow(*place, ends[0], low, high, ends[1], ends[2], len(own), cells, entry.oracle, reason)
+
+
+def _block_rows(analyses: Sequence[Analysis]) -> list[PooledBlockRow]:
+    """Blocks by predictor, quadrant and metric over the splits in which they have a value."""
+    found: dict[tuple[str, str, str, str], list[BlockRow]] = {}
+    for row in (row for analysis in analyses for row in analysis.blocks if row.value is not None):
+        found.setdefault((row.block, row.predictor, row.quadrant, row.metric), []).append(row)
+    pooled = []
+    for place, rows in found.items():
+        value_S = np.array([row.value for row in rows])
+        squared = place[-1].startswith(measures.RMSE)
+        value = np.sqrt(np.square(value_S).mean()) if squared else value_S.mean()
+        ends = float(value_S.min()), float(value_S.max())
+        pooled.append(PooledBlockRow(*place, float(value), *ends, len(rows), sum(row.cells for row in rows)))
+    return pooled
 
 
 def _pool(metric: str, value_SB: Floats) -> Floats:

@@ -134,3 +134,18 @@ class PooledRow:
     cells: int
     oracle: bool
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PooledBlockRow:
+    """One metric of a block over several splits: the pooled value and the range over the splits that have one."""
+
+    block: str
+    predictor: str
+    quadrant: str
+    metric: str
+    value: float
+    lowest: float
+    highest: float
+    splits: int
+    cells: int

@@ -30,6 +30,7 @@ def combine_runs(plans: Sequence[Plan]) -> Pooled:
         pooled[label] = combine(analyses, options, np.random.default_rng(7))
         store.write_doc(f"{folder}/{label}quadrants.csv", rows_csv(pooled[label].quadrants))
         store.write_doc(f"{folder}/{label}contrasts.csv", rows_csv(pooled[label].contrasts))
+        store.write_doc(f"{folder}/{label}blocks.csv", rows_csv(pooled[label].blocks))
         store.write_doc(f"{folder}/{label}claims.csv", rows_csv(pooled[label].claims))
     runs = [plan.study.run_name() for plan in plans]
     store.write_doc(f"{folder}/runs.json", json.dumps(runs, indent=1).encode())

@@ -206,11 +206,12 @@ def test_analyse_same_generator_gives_the_same_rows():
 
 def splits_of_one_world(count=3, domains=24):
     grid, given, rng = study(domains=domains)
+    blocks = {"even rows": np.broadcast_to(np.arange(domains)[:, None] % 2 == 0, (domains, domains))}
     analyses = []
     for _ in range(count):
         meta = np.zeros(domains, bool)
         meta[rng.permutation(domains)[: domains // 2]] = True
-        analyses.append(analyse(replace(grid, train_meta_T=meta, eval_meta_E=meta), given, QUICK, rng))
+        analyses.append(analyse(replace(grid, train_meta_T=meta, eval_meta_E=meta), given, QUICK, rng, blocks))
     return analyses, rng
 
 
@@ -236,6 +237,15 @@ def test_combine_pools_splits_and_counts_wins():
     assert (contrast.wins, contrast.splits) == (3, 3)
     assert contrast.df > own[0].df  # the splits together see more domains in this quadrant
     assert pooled.claims[0].holds
+    block = next(b for b in pooled.blocks if (b.predictor, b.quadrant, b.metric) == ("MetaSFT", "eval-eval", "rmse"))
+    parts = [
+        b.value
+        for a in analyses
+        for b in a.blocks
+        if (b.predictor, b.quadrant, b.metric) == ("MetaSFT", "eval-eval", "rmse")
+    ]
+    assert block.value == pytest.approx(np.sqrt(np.mean(np.square(parts))))
+    assert (block.block, block.lowest, block.splits) == ("even rows", min(parts), 3)
 
 
 def test_combine_one_split_twice_changes_no_test():
