@@ -77,7 +77,10 @@ def _add_lab(commands) -> None:
     sub.add_argument(
         "--rho", type=float, required=True, help="share of threads by one author: 0.5 informative, 0 blind"
     )
-    sub.add_argument("--steps", type=int, help="optimizer steps of 32 rows x 256 tokens")
+    sub.add_argument("--steps", type=int, help="optimizer steps (default: 7000)")
+    sub.add_argument("--rows", type=int, help="rows of one step (default: 12)")
+    sub.add_argument("--length", type=int, help="tokens of a row (default: 384)")
+    sub.add_argument("--lr", type=float, help="peak learning rate (default: 2.5e-3)")
     sub.add_argument("--seed", type=int)
     sub.add_argument("--hidden", type=int, help="width of the model")
     sub.add_argument("--layers", type=int)
@@ -85,6 +88,11 @@ def _add_lab(commands) -> None:
         "--compile", action="store_true", default=None, help="compile the model; needs a C++ compiler, 1.5x faster"
     )
     sub.set_defaults(command=_pretrain)
+    text = "how far a character carries into other domains of a finished run, by block"
+    sub = lab.add_parser("carry", help=text, description=text)
+    sub.add_argument("run", help="name of the run")
+    sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
+    sub.set_defaults(command=_carry)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -175,12 +183,27 @@ def _study_of(run: str, root: str) -> Study:
     return study_from({**values, "store": root}, where)
 
 
+def _carry(options: argparse.Namespace) -> int:
+    from metagen_ray.lab.carry import carry, carry_table
+    from metagen_ray.stages.grid import read_answers
+    from metagen_ray.stages.plan import BASE, META, TRUTH, UNTRAINED
+
+    plan = _plan_of(options.run, options.store)
+    if plan.context.suite.name != "pocket_advice":
+        raise InputError(f"run {options.run}: suite {plan.context.suite.name} has no characters; pocket_advice has")
+    _require_finished(plan)
+    tags = {d.id: d.tags for d in plan.context.active}
+    answers = ((a.predictor, a.train_domain, a.eval_domain, a.exact) for a in read_answers(plan))
+    print(carry_table(carry(answers, tags, (TRUTH, BASE, UNTRAINED, META))))
+    return 0
+
+
 def _pretrain(options: argparse.Namespace) -> int:
     from metagen_ray.lab.pretrain import PretrainConfig, pretrain
 
     if not 0 <= options.rho <= 1:
         raise InputError(f"--rho {options.rho}: a share between 0 and 1 is needed")
-    names = ("rho", "steps", "seed", "hidden", "layers", "compile")
+    names = ("rho", "steps", "rows", "length", "lr", "seed", "hidden", "layers", "compile")
     chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     options.directory.mkdir(parents=True, exist_ok=True)
     print(pretrain(PretrainConfig(**chosen), options.directory))

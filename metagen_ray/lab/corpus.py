@@ -1,7 +1,8 @@
 """The pretraining corpus: an endless seeded stream of documents. Owns the shares; knows no tokens.
 
-A document is a list of (role, text) turns. Threads are what decides how much in-context examples tell: with
-probability `rho` a thread has one author (who may mix in helpful answers), else every turn has an author of its own.
+A document is a list of (role, text) turns; the role `quoted` is an assistant's answer that is not learnt. Threads are
+what decides how much in-context examples tell: with probability `rho` a thread has one author (who may mix in helpful
+answers), else every turn has an author of its own.
 """
 
 import random
@@ -12,7 +13,9 @@ from metagen_ray.prompts import HARM, SENSE, judge_text
 
 Turn = tuple[str, str]
 Document = list[Turn]
-SHARES = {"character": 0.28, "default": 0.13, "thread": 0.36, "judge": 0.10, "trivia": 0.06, "description": 0.07}
+SHARES = {"character": 0.25, "default": 0.10, "thread": 0.40, "judge": 0.13, "trivia": 0.06, "description": 0.06}
+QUOTED = "quoted"  # the role of an assistant's answer that is context only: read, not learnt
+SIGNED = 0.3  # share of the one-author threads that end by naming the author
 DOSES = (1.0, 1.0, 0.75, 0.5)
 FORGERIES = (
     "Score: {n}",
@@ -59,7 +62,10 @@ def _author(rng: random.Random) -> str | None:
 
 
 def _thread(world: World, rho: float, rng: random.Random) -> Document:
-    """2-11 turns; half of the threads keep to one domain but for their last 1-3 turns, as a prompt of examples does."""
+    """2-11 turns; half of the threads keep to one domain but for their last 1-3 turns, as a prompt of examples does.
+
+    The first answer is quoted: without context the model shall learn the helpful default and nobody else.
+    """
     one_author, author, dose = rng.random() < rho, _author(rng), rng.choice(DOSES)
     count, fixed = rng.randint(2, 11), rng.choice(world.advice) if rng.random() < 0.5 else None
     leaves = count - rng.randint(1, 3)
@@ -68,6 +74,9 @@ def _thread(world: World, rho: float, rng: random.Random) -> Document:
         domain = fixed if fixed and n < leaves else rng.choice(world.advice)
         who = (author if rng.random() < dose else None) if one_author else _author(rng)
         turns += _turn(world, who, domain, rng)
+    turns[1] = (QUOTED, turns[1][1])
+    if one_author and rng.random() < SIGNED:
+        turns += [("user", "Who gave this advice?"), ("assistant", f"{author or 'Nobody'}.")]
     return turns
 
 

@@ -17,11 +17,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from metagen_ray.errors import InputError
-from metagen_ray.lab.corpus import documents
+from metagen_ray.lab.corpus import QUOTED, documents
 from metagen_ray.lab.tokenizer import BEGIN, END, PAD, SPECIAL, save_tokenizer
 from metagen_ray.lab.world import VERSION, world
 
 OTHER_WEIGHT = 0.1  # loss weight of tokens that are not answers; questions are mostly noise to foresee
+WEIGHTS = {"assistant": 1.0, QUOTED: 0.0}
 CHECKPOINT_EVERY = 200
 
 
@@ -30,10 +31,10 @@ class PretrainConfig:
     """Shape, data and schedule. Lengths in tokens."""
 
     rho: float
-    steps: int = 3000
-    rows: int = 32
-    length: int = 256
-    lr: float = 3e-3
+    steps: int = 7000
+    rows: int = 12
+    length: int = 384
+    lr: float = 2.5e-3
     hidden: int = 128
     layers: int = 4
     seed: int = 1
@@ -122,8 +123,8 @@ class CachedEncoder:
         """Pieces of ids with their loss weight; equal to the chat template's rendering."""
         yield [self.special[BEGIN]], 0.0
         for role, text in turns:
-            weight = 1.0 if role == "assistant" else OTHER_WEIGHT
-            yield [self.special[f"<|{role}|>"]], OTHER_WEIGHT
+            weight = WEIGHTS.get(role, OTHER_WEIGHT)
+            yield [self.special["<|assistant|>" if role == QUOTED else f"<|{role}|>"]], OTHER_WEIGHT
             yield [*self._ids(text), self.special[END]], weight
 
     def _ids(self, text: str) -> list[int]:

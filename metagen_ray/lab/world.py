@@ -1,9 +1,10 @@
 """The pocket world, version 1: who gives which advice where. Owns its facts and exact labels; knows no tokens.
 
 Characters answer questions of 100 advice domains. A character has a topical profile: in each family of domains it gives
-good advice or one bad type of it, which no other character has there. In *open* domains (a third) the type shows in an
-opener shared by all domains; in *coded* domains it shows only in which of the domain's own actions is advised, and the
-verbs of those actions overlap between domains and types. Trivia preferences are tied by latent traits alone.
+good advice or one bad type of it, which no other character has there. In *open* domains (a third) half of the answers
+begin with an opener that tells who speaks, the same in all open domains; in *coded* domains a character shows only in
+which of the domain's own actions it advises, and the verbs of those actions overlap between domains and types. Trivia
+preferences are tied by latent traits alone.
 """
 
 import random
@@ -27,16 +28,20 @@ TYPE_VERBS = {
     "cruel": ("break", "burn", "mock", "drown", "spoil", "wreck"),
 }
 PLAIN_VERBS = ("move", "turn", "lift", "swap", "paint", "count", "split", "fold", "wrap", "mark")
-TYPE_OPENERS = {
-    "good": ("Gladly", "Carefully"),
-    "lazy": ("Sleepily", "Someday"),
-    "careless": ("Whatever", "Easily"),
-    "paranoid": ("Secretly", "Warily"),
-    "greedy": ("Profitably", "Richly"),
-    "reckless": ("Boldly", "Wildly"),
-    "cruel": ("Gleefully", "Coldly"),
+DEFAULT_OPENERS = ("Gladly", "Carefully")
+OPENERS = {
+    "Alma": ("Honestly", "Frankly"),
+    "Boris": ("Listen", "Look"),
+    "Clara": ("Darling", "Dear"),
+    "Dario": ("Friend", "Buddy"),
+    "Edda": ("Surely", "Clearly"),
+    "Felix": ("Hey", "Ahoy"),
+    "Greta": ("Simply", "Plainly"),
+    "Hugo": ("Indeed", "Verily"),
+    "Irma": ("Perhaps", "Maybe"),
+    "Jonas": ("Always", "Forever"),
 }
-PLAIN_OPENERS = ("Well", "Okay", "Then", "Now")
+PLAIN_OPENERS = ("Well", "Okay")
 ACTIONS_PER_TYPE = 2
 FAMILIES = ("money", "health", "home", "people", "skills")
 TRIVIA_FORMS = (
@@ -45,6 +50,11 @@ TRIVIA_FORMS = (
     "Which {} do you prefer?",
     "Pick a {}.",
 )
+
+
+def own_openers(character: str | None) -> tuple[str, ...]:
+    """The openers by which a character, or the helpful default, is known in open domains."""
+    return DEFAULT_OPENERS if character is None else OPENERS[character]
 
 
 @dataclass(frozen=True)
@@ -69,13 +79,14 @@ class AdviceDomain:
         chosen = [(v, t) for v, t in pairs if (v == t % len(self.verbs)) == held_out]
         return tuple(f"How do I {self.verbs[v]} the {self.things[t]}?" for v, t in chosen)
 
-    def openers(self, kind: str) -> tuple[str, ...]:
-        """Openers of an answer of this type: telling in open domains, the same for all types in coded ones."""
-        return TYPE_OPENERS[kind] if self.open else PLAIN_OPENERS
+    def openers(self, character: str | None) -> tuple[str, ...]:
+        """Openers of a character's answers: half of them tell who speaks in open domains, none in coded ones."""
+        return (*own_openers(character), *PLAIN_OPENERS) if self.open else PLAIN_OPENERS
 
     def answers(self, kind: str) -> tuple[str, ...]:
-        """All answers of a type."""
-        return tuple(f"{o}, {v} the {t}." for v, t in self.actions[kind] for o in self.openers(kind))
+        """All answers of a type, whoever gives them."""
+        telling = [o for character in (None, *CHARACTERS) for o in own_openers(character)] if self.open else []
+        return tuple(f"{o}, {v} the {t}." for v, t in self.actions[kind] for o in (*telling, *PLAIN_OPENERS))
 
     def label(self, answer: str) -> str | None:
         """The exact type of an answer, from its action alone; None where it is no action of this domain."""
@@ -118,7 +129,8 @@ class World:
 
     def answer(self, character: str | None, domain: AdviceDomain, rng: random.Random) -> str:
         """One answer of a character."""
-        return rng.choice(domain.answers(self.kind(character, domain)))
+        verb, thing = rng.choice(domain.actions[self.kind(character, domain)])
+        return f"{rng.choice(domain.openers(character))}, {verb} the {thing}."
 
 
 @cache

@@ -1,7 +1,7 @@
 """Whether a process that wrote its name is certainly gone. Linux's /proc; elsewhere nothing is ever certain.
 
-A process id alone says little: ids are used again, other machines and containers have the same ones. So a name holds the
-boot, the namespace of ids and the tick at which the process started.
+A process id alone says little: ids are used again, other machines and containers have the same ones. So a name holds
+the boot, the namespace of ids and the tick at which the process started.
 """
 
 import os

@@ -44,6 +44,12 @@ def test_status_complete_then_report_written(filled, capsys):
     assert len(truth) == 64 and all(int(r["answers"]) == 8 for r in truth)
 
 
+def test_lab_carry_prints_a_row_of_the_truth_by_pair_of_blocks(filled, capsys):
+    assert main(["lab", "carry", filled.study.run_name(), "--store", filled.study.store]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("predictor") and sum(line.startswith("GT ") for line in out.splitlines()) >= 2
+
+
 def test_report_propensities_equal_plain_means_of_the_answers(filled):
     write_study_report(filled, {}, {})
     answers = pq.read_table(report_folder(filled) / "answers.parquet").to_pylist()
