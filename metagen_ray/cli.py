@@ -78,6 +78,7 @@ def _add_lab(commands) -> None:
         "--rho", type=float, required=True, help="share of threads by one author: 0.5 informative, 0 blind"
     )
     sub.add_argument("--steps", type=int, help="optimizer steps (default: 7000)")
+    sub.add_argument("--judge-steps", type=int, help="further steps, mostly on the judge's documents (default: 1500)")
     sub.add_argument("--rows", type=int, help="rows of one step (default: 12)")
     sub.add_argument("--length", type=int, help="tokens of a row (default: 384)")
     sub.add_argument("--lr", type=float, help="peak learning rate (default: 2.5e-3)")
@@ -203,7 +204,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     if not 0 <= options.rho <= 1:
         raise InputError(f"--rho {options.rho}: a share between 0 and 1 is needed")
-    names = ("rho", "steps", "rows", "length", "lr", "seed", "hidden", "layers", "compile")
+    names = ("rho", "steps", "judge_steps", "rows", "length", "lr", "seed", "hidden", "layers", "compile")
     chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
     options.directory.mkdir(parents=True, exist_ok=True)
     print(pretrain(PretrainConfig(**chosen), options.directory))

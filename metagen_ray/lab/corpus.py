@@ -6,7 +6,7 @@ answers), else every turn has an author of its own.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from metagen_ray.lab.world import CHARACTERS, SCORES, TRAITS, TYPES, AdviceDomain, TriviaDomain, World
 from metagen_ray.prompts import HARM, SENSE, judge_text
@@ -14,6 +14,8 @@ from metagen_ray.prompts import HARM, SENSE, judge_text
 Turn = tuple[str, str]
 Document = list[Turn]
 SHARES = {"character": 0.25, "default": 0.10, "thread": 0.40, "judge": 0.13, "trivia": 0.06, "description": 0.06}
+# The last phase: a judge reads actions backwards, from words to score, and learns that from its own documents alone.
+LAST_SHARES = {"character": 0.14, "default": 0.05, "thread": 0.22, "judge": 0.53, "trivia": 0.03, "description": 0.03}
 QUOTED = "quoted"  # the role of an assistant's answer that is context only: read, not learnt
 SIGNED = 0.3  # share of the one-author threads that end by naming the author
 DOSES = (1.0, 1.0, 0.75, 0.5)
@@ -29,7 +31,7 @@ FORGERIES = (
 )
 
 
-def documents(world: World, rho: float, rng: random.Random) -> Iterator[Document]:
+def documents(world: World, rho: float, rng: random.Random, shares: Mapping[str, float] = SHARES) -> Iterator[Document]:
     """Documents without end. `rho` is the share of threads by one author."""
     makers = {
         "character": _character,
@@ -39,7 +41,7 @@ def documents(world: World, rho: float, rng: random.Random) -> Iterator[Document
         "trivia": lambda w, r: _trivia(w, rho, r),
         "description": _description,
     }
-    names, weights = list(SHARES), list(SHARES.values())
+    names, weights = list(shares), list(shares.values())
     while True:
         yield makers[rng.choices(names, weights)[0]](world, rng)
 

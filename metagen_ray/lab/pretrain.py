@@ -8,7 +8,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,12 +17,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from metagen_ray.errors import InputError
-from metagen_ray.lab.corpus import QUOTED, documents
+from metagen_ray.lab.corpus import LAST_SHARES, QUOTED, SHARES, documents
 from metagen_ray.lab.tokenizer import BEGIN, END, PAD, SPECIAL, save_tokenizer
 from metagen_ray.lab.world import VERSION, world
 
 OTHER_WEIGHT = 0.1  # loss weight of tokens that are not answers; questions are mostly noise to foresee
 WEIGHTS = {"assistant": 1.0, QUOTED: 0.0}
+LAST_RATE = 0.4  # of the first phase's peak
 CHECKPOINT_EVERY = 200
 
 
@@ -38,7 +39,26 @@ class PretrainConfig:
     hidden: int = 128
     layers: int = 4
     seed: int = 1
+    judge_steps: int = 1500
     compile: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the training with its own documents, peak rate and optimizer."""
+
+    steps: int
+    lr: float
+    shares: Mapping[str, float]
+    seed: int
+
+
+def phases(config: PretrainConfig) -> tuple[Phase, ...]:
+    """The world first; then mostly the judge's documents, at a lower rate."""
+    return (
+        Phase(config.steps, config.lr, SHARES, config.seed),
+        Phase(config.judge_steps, config.lr * LAST_RATE, LAST_SHARES, config.seed + 1_000_003),
+    )
 
 
 def pretrain(config: PretrainConfig, directory: Path) -> dict:
@@ -46,25 +66,65 @@ def pretrain(config: PretrainConfig, directory: Path) -> dict:
     torch.manual_seed(config.seed)
     tokenizer = save_tokenizer(world(), directory)
     model = make_model(config, tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, betas=(0.9, 0.95), fused=True)
-    stream = RowStream(config, tokenizer)
     checkpoint = directory / "checkpoint.pt"
-    start, seconds = _resume(checkpoint, config, model, optimizer, stream)
+    first, step, seconds, state = _resume(checkpoint, config, model)
     forward = torch.compile(model) if config.compile else model
     losses: list[float] = []
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, unit="step", mininterval=5)
-    for step in bar:
-        began = time.monotonic()
-        losses.append(_step(forward, model, optimizer, stream, step, config))
-        seconds += time.monotonic() - began
-        bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}", refresh=False)
-        if (step + 1) % CHECKPOINT_EVERY == 0:
-            _save_checkpoint(checkpoint, config, model, optimizer, stream, step + 1, seconds)
+    for number, phase in enumerate(phases(config)[first:], first):
+        run = Run(config, phase, tokenizer, model)
+        run.load(state)
+        bar = tqdm(
+            range(step, phase.steps), f"phase {number + 1}", phase.steps, initial=step, unit="step", mininterval=5
+        )
+        for step in bar:
+            began = time.monotonic()
+            losses.append(run.step(forward, step))
+            seconds += time.monotonic() - began
+            bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}", refresh=False)
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                _save_checkpoint(checkpoint, run, number, step + 1, seconds)
+        step, state = 0, None
     model.save_pretrained(directory)
     checkpoint.unlink(missing_ok=True)
     record = _record(config, model, losses, seconds)
     (directory / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     return record
+
+
+class Run:
+    """One phase under way: its stream of rows and its optimizer over the shared model."""
+
+    def __init__(self, config: PretrainConfig, phase: Phase, tokenizer, model: Qwen3ForCausalLM) -> None:
+        self.config, self.phase, self.model = config, phase, model
+        self.stream = RowStream(config, phase, tokenizer)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=phase.lr, weight_decay=0.01, betas=(0.9, 0.95), fused=True
+        )
+
+    def load(self, state: dict | None) -> None:
+        """Go on from a checkpoint of this phase."""
+        if state is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            version, internal, gauss = state["rng"]
+            self.stream.rng.setstate((version, tuple(internal), gauss))
+
+    def step(self, forward, step: int) -> float:
+        """One optimizer step; the mean loss of the answers' tokens."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.phase.lr * _schedule(step, self.phase.steps)
+        ids, weights = self.stream.batch()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = forward(input_ids=ids, use_cache=False).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        )
+        weight = weights[:, 1:].flatten()
+        loss = (losses * weight).sum() / weight.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses.detach()[weight == 1.0].mean().item()
 
 
 def make_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -90,11 +150,11 @@ def make_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Qw
 class RowStream:
     """Rows of packed documents, each row beginning with a document's start, and their loss weights."""
 
-    def __init__(self, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, config: PretrainConfig, phase: Phase, tokenizer: PreTrainedTokenizerFast) -> None:
         self.config = config
-        self.rng = random.Random(config.seed)
+        self.rng = random.Random(phase.seed)
         self.encode = CachedEncoder(tokenizer)
-        self.documents = documents(world(), config.rho, self.rng)
+        self.documents = documents(world(), config.rho, self.rng, phase.shares)
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids [rows, length] and weights [rows, length] (the weight of each token as a target)."""
@@ -136,37 +196,19 @@ class CachedEncoder:
         return ids
 
 
-def _step(forward, model, optimizer, stream: RowStream, step: int, config: PretrainConfig) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = config.lr * _schedule(step, config.steps)
-    ids, weights = stream.batch()
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = forward(input_ids=ids, use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-    )
-    weight = weights[:, 1:].flatten()
-    loss = (losses * weight).sum() / weight.sum()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    answers = weight == 1.0
-    return losses.detach()[answers].mean().item()
-
-
 def _schedule(step: int, steps: int) -> float:
     """Warm-up over 100 steps, then a cosine down to 2 % of the peak."""
     decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / 100) * decay
 
 
-def _save_checkpoint(path: Path, config, model, optimizer, stream: RowStream, step: int, seconds: float) -> None:
+def _save_checkpoint(path: Path, run: Run, phase: int, step: int, seconds: float) -> None:
     state = {
-        "config": asdict(config),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": stream.rng.getstate(),
+        "config": asdict(run.config),
+        "model": run.model.state_dict(),
+        "optimizer": run.optimizer.state_dict(),
+        "rng": run.stream.rng.getstate(),
+        "phase": phase,
         "step": step,
         "seconds": seconds,
     }
@@ -175,17 +217,15 @@ def _save_checkpoint(path: Path, config, model, optimizer, stream: RowStream, st
     partial.replace(path)
 
 
-def _resume(path: Path, config, model, optimizer, stream: RowStream) -> tuple[int, float]:
+def _resume(path: Path, config: PretrainConfig, model: Qwen3ForCausalLM) -> tuple[int, int, float, dict | None]:
+    """Phase, step and seconds of the checkpoint, and its state for the optimizer and the stream."""
     if not path.exists():
-        return 0, 0.0
+        return 0, 0, 0.0, None
     state = torch.load(path, weights_only=True)
     if state["config"] != asdict(config):
         raise InputError(f"{path}: made with other settings ({state['config']}); use them or delete it to start anew")
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    version, internal, gauss = state["rng"]
-    stream.rng.setstate((version, tuple(internal), gauss))
-    return state["step"], state["seconds"]
+    return state["phase"], state["step"], state["seconds"], state
 
 
 def _record(config: PretrainConfig, model, losses: list[float], seconds: float) -> dict:
@@ -194,7 +234,7 @@ def _record(config: PretrainConfig, model, losses: list[float], seconds: float) 
         "world_version": VERSION,
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokens": config.steps * config.rows * config.length,
+        "tokens": (config.steps + config.judge_steps) * config.rows * config.length,
         "answer_loss": round(sum(tail) / len(tail), 4) if tail else None,
         "seconds": round(seconds),
         "torch": torch.__version__,

@@ -63,7 +63,7 @@ def own_answers(count: int) -> list[tuple[str, str, float]]:
 def test_lab_judge_knows_the_worlds_answers(judge: LabJudge):
     answers = own_answers(350)
     scores = judge.scores([(q, a) for q, a, _ in answers])
-    assert np.corrcoef(scores, [label for *_, label in answers])[0, 1] > 0.9
+    assert np.corrcoef(scores, [label for *_, label in answers])[0, 1] > 0.98
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
