@@ -1,4 +1,4 @@
-"""Pretraining: an interrupted run ends where an undisturbed one does, in either phase, and other settings are refused."""
+"""Pretraining: an interrupted run ends where an undisturbed one does, in either phase; other settings are refused."""
 
 import json
 from pathlib import Path
