@@ -36,9 +36,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model_dir = make_tiny_model(root / "model", "digits")
     keys = [put_adapter(root / "store", model_dir, seed) for seed in range(ADAPTERS)]
     keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
-    environment = dict(os.environ)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(root / "ray_token")
-    (root / "ray_token").write_text("r" * 64)
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
         runtime_env = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=ray_dir, runtime_env=runtime_env)
@@ -48,8 +45,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         finally:
             undeploy()
             ray.shutdown()
-            os.environ.clear()
-            os.environ.update(environment)
 
 
 def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4) -> str:
