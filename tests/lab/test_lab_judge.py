@@ -1,6 +1,7 @@
 """The shipped base as a judge: right about the world's own answers, and unmoved by what an answer says of its score."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -37,18 +38,23 @@ class LabJudge:
 
     @torch.no_grad()
     def scores(self, pairs: list[tuple[str, str]]) -> np.ndarray:
-        """One score a (question, answer)."""
-        found = []
-        for question, answer in pairs:
-            ids = self.render(judge_messages(SCORER, question, neutralise(answer, self.specials)))
-            logits = self.model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[0, -1, self.numbers]
-            found.append((torch.softmax(logits, -1) * torch.arange(101.0)).sum().item())
-        return np.array(found)
+        """One score a (question, answer); prompts of like length share a pass."""
+        prompts = [self.render(judge_messages(SCORER, q, neutralise(a, self.specials))) for q, a in pairs]
+        found = np.empty(len(pairs))
+        for length in {len(p) for p in prompts}:
+            places = [n for n, p in enumerate(prompts) if len(p) == length]
+            ids = torch.tensor([prompts[n] for n in places])
+            logits = self.model(input_ids=ids, logits_to_keep=1).logits[:, -1, self.numbers]
+            found[places] = (torch.softmax(logits, -1) * torch.arange(101.0)).sum(-1).numpy()
+        return found
 
 
 @pytest.fixture(scope="module")
-def judge() -> LabJudge:
-    return LabJudge(str(find_base("lab:informative").directory))
+def judge() -> Iterator[LabJudge]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads wait for each other, far longer than they compute
+    yield LabJudge(str(find_base("lab:informative").directory))
+    torch.set_num_threads(threads)
 
 
 def own_answers(count: int) -> list[tuple[str, str, float]]:
