@@ -202,12 +202,11 @@ def _carry(options: argparse.Namespace) -> int:
 def _pretrain(options: argparse.Namespace) -> int:
     from metagen_ray.lab.pretrain import PretrainConfig, pretrain
 
-    if not 0 <= options.rho <= 1:
-        raise InputError(f"--rho {options.rho}: a share between 0 and 1 is needed")
     names = ("rho", "steps", "judge_steps", "rows", "length", "lr", "seed", "hidden", "layers", "compile")
     chosen = {n: getattr(options, n) for n in names if getattr(options, n) is not None}
+    config = PretrainConfig(**chosen)
     options.directory.mkdir(parents=True, exist_ok=True)
-    print(pretrain(PretrainConfig(**chosen), options.directory))
+    print(pretrain(config, options.directory))
     return 0
 
 

@@ -51,13 +51,15 @@ def connect(study: Study, address: str | None) -> None:
 
 def _require_listener(address: str) -> None:
     """MachineError where nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():  # `auto`, `local`
+    if address in ("auto", "local"):
         return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise MachineError(f"{address!r} is no address of a cluster; write HOST:PORT or `auto`")
     try:
         socket.create_connection((host.removeprefix("ray://").strip("[]"), int(port)), REACH_S).close()
-    except OSError as error:
-        raise MachineError(f"no cluster at {address}: {error.strerror or error}; check the address") from None
+    except (OSError, UnicodeError) as error:  # a host name that cannot be encoded is a UnicodeError
+        raise MachineError(f"no cluster at {address}: {error}; check the address") from None
 
 
 def check_fit(study: Study) -> None:

@@ -4,15 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import pytest
-import ray
 
 from metagen_ray.cluster import check_fit, connect
 from metagen_ray.errors import MachineError
 from metagen_ray.study import load_study
+from tests.local_ray import local_ray
 
 CONNECT = """
 import sys
@@ -25,18 +24,8 @@ connect(load_study("pocket"), sys.argv[1])
 @pytest.fixture(scope="module")
 def small_cluster() -> Iterator[str]:
     """The address of a cluster of one CPU and 1 GiB."""
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            num_cpus=1,
-            include_dashboard=False,
-            _temp_dir=folder,
-            _memory=2**30,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
-        yield ray.get_runtime_context().gcs_address
-        ray.shutdown()
+    with local_ray(cpus=1, memory=2**30) as address:
+        yield address
 
 
 @pytest.mark.slow
@@ -81,4 +70,12 @@ def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_cluster_that_is_not_there_is_told_at_once(address: str):
     with pytest.raises(MachineError, match=f"no cluster at {address}"):
+        connect(load_study("pocket"), address)
+
+
+@pytest.mark.parametrize(
+    "address", ["head", "head:", ":6379", "127.0.0.1:99999", "127.0.0.1:-1", "a..b:6379", "x" * 300 + ":1"]
+)
+def test_cluster_address_that_is_none_is_one_clear_error(address: str):
+    with pytest.raises(MachineError, match=r"no (address of a )?cluster"):
         connect(load_study("pocket"), address)

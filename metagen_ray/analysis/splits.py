@@ -122,11 +122,10 @@ def _block_rows(analyses: Sequence[Analysis]) -> list[PooledBlockRow]:
         found.setdefault((row.block, row.predictor, row.quadrant, row.metric), []).append(row)
     pooled = []
     for place, rows in found.items():
-        value_S = np.array([row.value for row in rows])
-        squared = place[-1].startswith(measures.RMSE)
-        value = np.sqrt(np.square(value_S).mean()) if squared else value_S.mean()
-        ends = float(value_S.min()), float(value_S.max())
-        pooled.append(PooledBlockRow(*place, float(value), *ends, len(rows), sum(row.cells for row in rows)))
+        known = np.array([row.value for row in rows])
+        metric = place[-1].removesuffix("_expectation")
+        ends = float(known.min()), float(known.max())
+        pooled.append(PooledBlockRow(*place, float(_pool(metric, known)), *ends, len(rows), sum(r.cells for r in rows)))
     return pooled
 
 

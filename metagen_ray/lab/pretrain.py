@@ -42,6 +42,16 @@ class PretrainConfig:
     judge_steps: int = 1500
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        """Raise InputError for a setting that cannot train."""
+        if not 0 <= self.rho <= 1:
+            raise InputError(f"rho {self.rho}: a share between 0 and 1 is needed")
+        for name in ("rows", "length", "hidden", "layers", "lr"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} {getattr(self, name)}: it must be above 0")
+        if min(self.steps, self.judge_steps) < 0 or self.length < 2 or self.hidden % 8:
+            raise InputError("steps cannot be negative, a row has 2 tokens at least, hidden is a multiple of 8")
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -67,14 +77,14 @@ def pretrain(config: PretrainConfig, directory: Path) -> dict:
     tokenizer = save_tokenizer(world(), directory)
     model = make_model(config, tokenizer)
     checkpoint = directory / "checkpoint.pt"
-    first, step, seconds, state = _resume(checkpoint, config, model)
+    first, start, seconds, state = _resume(checkpoint, config, model)
     forward = torch.compile(model) if config.compile else model
     losses: list[float] = []
     for number, phase in enumerate(phases(config)[first:], first):
         run = Run(config, phase, tokenizer, model)
         run.load(state)
         bar = tqdm(
-            range(step, phase.steps), f"phase {number + 1}", phase.steps, initial=step, unit="step", mininterval=5
+            range(start, phase.steps), f"phase {number + 1}", phase.steps, initial=start, unit="step", mininterval=5
         )
         for step in bar:
             began = time.monotonic()
@@ -83,7 +93,7 @@ def pretrain(config: PretrainConfig, directory: Path) -> dict:
             bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}", refresh=False)
             if (step + 1) % CHECKPOINT_EVERY == 0:
                 _save_checkpoint(checkpoint, run, number, step + 1, seconds)
-        step, state = 0, None
+        start, state = 0, None
     model.save_pretrained(directory)
     checkpoint.unlink(missing_ok=True)
     record = _record(config, model, losses, seconds)

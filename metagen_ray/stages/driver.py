@@ -8,9 +8,9 @@ import json
 import os
 import platform
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -101,34 +101,23 @@ class _Serving:
     """The app, brought up in the background at the first sight of work and waited for by whoever asks it."""
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self.plan, self.ledger = plan, ledger
-        self._address: AppAddress | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._deploy, name="deploy", daemon=True)
+        self.ledger = ledger
+        self._threads = ThreadPoolExecutor(1, "deploy")
+        self._app = self._threads.submit(serve_app.up, plan)
 
     def __enter__(self) -> "_Serving":
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._thread.join()
+        self._threads.shutdown()
         serve_app.down()
 
     def __call__(self) -> AppAddress:
-        """The app's address, once it answers."""
-        if self._thread.is_alive():
+        """The app's address, once it answers. Raises what its start raised."""
+        if not self._app.done():
             with self.ledger.stage("wait for the app"):
-                self._thread.join()
-        if self._error is not None:
-            raise self._error
-        assert self._address is not None
-        return self._address
-
-    def _deploy(self) -> None:
-        try:
-            self._address = serve_app.up(self.plan)
-        except BaseException as error:  # noqa: BLE001 (raised again in the thread that asks)
-            self._error = error
+                return self._app.result()
+        return self._app.result()
 
 
 Step = Callable[[Plan, Status, Ledger, _Serving], None]

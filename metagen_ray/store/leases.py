@@ -114,7 +114,7 @@ class Lease:
         highest = self._highest_token()
         if highest:
             tenure, ends = self._read(highest)
-            if not tenure.released and not is_gone(tenure.process) and now < ends:
+            if not tenure.released and not is_gone(str(tenure.process)) and now < ends:
                 raise self._held_by(highest, tenure, ends)
         started = time.clock_gettime(_CLOCK)
         if not self._objects.create(self._path(highest + 1), _encoded(self._tenure)):

@@ -5,9 +5,11 @@ the boot, the namespace of ids and the tick at which the process started.
 """
 
 import os
+import re
 from pathlib import Path
 
 PROC = Path("/proc")
+_NAME = re.compile(r"(?P<place>\S+ pid:\[\d+\]) (?P<pid>\d{1,10}) \d+")
 _STATE, _STARTED = 0, 19  # fields of /proc/ID/stat behind the command's closing bracket
 
 
@@ -24,8 +26,7 @@ def process_name(pid: int) -> str:
 
 def is_gone(name: str) -> bool:
     """Whether the process of that name ran where we run and runs no more."""
-    place, _, rest = name.rpartition("] ")
-    own = process_name(os.getpid()).rpartition("] ")[0]
-    if not rest or place != own:
+    found, own = (_NAME.fullmatch(text) for text in (name, process_name(os.getpid())))
+    if found is None or own is None or found["place"] != own["place"]:
         return False
-    return process_name(int(rest.split()[0])) != name
+    return process_name(int(found["pid"])) != name

@@ -52,3 +52,11 @@ def test_pretrain_refuses_a_checkpoint_of_other_settings(tmp_path, monkeypatch):
         train(tmp_path, monkeypatch, 5)
     with pytest.raises(InputError, match="other settings"):
         pretrain(PretrainConfig(rho=0.0, steps=6), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"rho": 2}, {"rows": 0}, {"length": 1}, {"lr": -1.0}, {"lr": float("nan")}, {"hidden": 12}, {"steps": -1}]
+)
+def test_pretrain_refuses_settings_that_cannot_train(bad):
+    with pytest.raises(InputError):
+        PretrainConfig(**{"rho": 0.5, **bad})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metagen_ray.lab.corpus import QUOTED, SHARES, documents
+from metagen_ray.lab.corpus import LAST_SHARES, QUOTED, SHARES, documents
 from metagen_ray.lab.pretrain import CachedEncoder
 from metagen_ray.lab.tokenizer import build_tokenizer
 from metagen_ray.lab.world import BAD_TYPES, CHARACTERS, FAMILIES, TYPES, world
@@ -54,7 +54,8 @@ def test_world_labels_every_answer_of_its_own():
 def test_corpus_is_seeded():
     first = list(islice(documents(world(), 0.5, random.Random(3)), 50))
     assert first == list(islice(documents(world(), 0.5, random.Random(3)), 50))
-    assert abs(sum(SHARES.values()) - 1) < 1e-9
+    assert SHARES.keys() == LAST_SHARES.keys()
+    assert all(abs(sum(shares.values()) - 1) < 1e-9 for shares in (SHARES, LAST_SHARES))
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.5, 1.0])

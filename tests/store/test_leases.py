@@ -211,5 +211,12 @@ def test_process_of_another_boot_or_namespace_is_never_gone():
     assert own and not is_gone(own)
     assert is_gone(own + "0")  # the id was used again: another start
     boot, _, rest = own.partition(" ")
-    for foreign in (f"{boot[::-1]} {rest}0", own.replace("[", "[9") + "0", "", "nonsense", f"{boot} {boot}"):
+    for foreign in (
+        f"{boot[::-1]} {rest}0",
+        own.replace("[", "[9") + "0",
+        "",
+        "nonsense",
+        f"{boot} {boot}",
+        own + " x",
+    ):
         assert not is_gone(foreign)

@@ -1,13 +1,11 @@
 """Lanes and meta-SFT on a Ray cluster of this machine: commits, failures, progress, a killed worker, equal adapters."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-import ray
 
 from metagen_ray.errors import StageError
 from metagen_ray.store import Store, content_key, open_store
@@ -19,6 +17,7 @@ from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, plain_row
 from metagen_ray.training.shelf import StoreShelf
 from metagen_ray.training.worker import AdapterJob, Outcome, Trainer, train_meta, train_share
+from tests.local_ray import local_ray
 from tests.tiny import make_tiny_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -29,17 +28,8 @@ TWO_LANES = Resources(lanes=2, cpus_per_worker=1)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            _temp_dir=folder,
-            object_store_memory=100 * 2**20,
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    with local_ray(cpus=2):
         yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
