@@ -19,6 +19,8 @@ ROOT = Path(__file__).parent.parent
 METAGEN = str(Path(sys.executable).parent / "metagen")
 CLAIM_STORE = ROOT / "runs" / "claim"
 CLAIMED_SEEDS = (3, 4, 5, 6, 7)  # recipes and weights were tuned on seeds 0-2 and frozen
+# The fine-tunes of the claim have a seed of their own: no answer that a recipe was chosen on comes back in it.
+CLAIM = ("truth_seed=3", f"store={CLAIM_STORE}", "resources.replicas=2", "resources.cpus_per_replica=0.5")
 STUDY_LIMIT_S = 3 * 3600
 SETUP_LIMIT_S = 1800
 DEMO_LIMIT_S = 7200
@@ -55,16 +57,15 @@ def _timed(arguments: Sequence[str], cwd: Path, limit_s: float) -> float:
 def pocket_full(seed: int) -> Mapping[str, object]:
     """The headline study on one claimed seed; what earlier seeds computed is in the pool and is not computed again."""
     began = time.monotonic()
-    output = command(
-        METAGEN, "run", "pocket_full", "--set", f"seed={seed}", "--set", f"store={CLAIM_STORE}", limit_s=STUDY_LIMIT_S
-    )
+    settings = [part for override in (f"seed={seed}", *CLAIM) for part in ("--set", override)]
+    output = command(METAGEN, "run", "pocket_full", *settings, limit_s=STUDY_LIMIT_S)
     report = next(line.partition(": ")[2] for line in output.splitlines() if line.startswith("report: "))
     return {"seed": seed, "seconds": round(time.monotonic() - began), "eval_eval": _eval_eval(Path(report).parent)}
 
 
 def pocket_full_together() -> Mapping[str, object]:
     """All claimed seeds pooled; needs their runs."""
-    runs = [load_study("pocket_full", [f"seed={seed}"]).run_name() for seed in CLAIMED_SEEDS]
+    runs = [load_study("pocket_full", [f"seed={seed}", *CLAIM]).run_name() for seed in CLAIMED_SEEDS]
     output = command(METAGEN, "combine", *runs, "--store", str(CLAIM_STORE), limit_s=STUDY_LIMIT_S)
     return {"table": output.splitlines()}
 
