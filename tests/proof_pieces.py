@@ -21,6 +21,9 @@ CLAIM_STORE = ROOT / "runs" / "claim"
 CLAIMED_SEEDS = (3, 4, 5, 6, 7)  # recipes and weights were tuned on seeds 0-2 and frozen
 # The fine-tunes of the claim have a seed of their own: no answer that a recipe was chosen on comes back in it.
 CLAIM = ("truth_seed=3", f"store={CLAIM_STORE}", "resources.replicas=2", "resources.cpus_per_replica=0.5")
+IN_STORE = ("--store", str(CLAIM_STORE))
+QUADRANTS = ("train-eval", "eval-train", "eval-eval")
+METRICS = ("rmse", "rmse_expectation", "pearson_column", "pearson_column_expectation")
 STUDY_LIMIT_S = 3 * 3600
 SETUP_LIMIT_S = 1800
 DEMO_LIMIT_S = 7200
@@ -54,32 +57,56 @@ def _timed(arguments: Sequence[str], cwd: Path, limit_s: float) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def pocket_full(seed: int) -> Mapping[str, object]:
-    """The headline study on one claimed seed; what earlier seeds computed is in the pool and is not computed again."""
+def pocket_full(*overrides: str) -> Mapping[str, object]:
+    """The headline study under the claim's settings; what earlier runs computed is not computed again."""
     began = time.monotonic()
-    settings = [part for override in (f"seed={seed}", *CLAIM) for part in ("--set", override)]
+    settings = [part for override in (*CLAIM, *overrides) for part in ("--set", override)]
     output = command(METAGEN, "run", "pocket_full", *settings, limit_s=STUDY_LIMIT_S)
-    report = next(line.partition(": ")[2] for line in output.splitlines() if line.startswith("report: "))
-    return {"seed": seed, "seconds": round(time.monotonic() - began), "eval_eval": _eval_eval(Path(report).parent)}
+    report = Path(next(line.partition(": ")[2] for line in output.splitlines() if line.startswith("report: "))).parent
+    return {
+        "run": report.parent.name,
+        "seconds": round(time.monotonic() - began),
+        "judged": _measured(report / "quadrants.csv"),
+        "exact": _measured(report / "exact" / "quadrants.csv"),
+        "judge_pearson": {r["predictor"]: _rounded(r["pearson"]) for r in _rows(report / "exact" / "judge.csv")},
+    }
 
 
 def pocket_full_together() -> Mapping[str, object]:
     """All claimed seeds pooled; needs their runs."""
-    runs = [load_study("pocket_full", [f"seed={seed}", *CLAIM]).run_name() for seed in CLAIMED_SEEDS]
-    output = command(METAGEN, "combine", *runs, "--store", str(CLAIM_STORE), limit_s=STUDY_LIMIT_S)
-    return {"table": output.splitlines()}
+    runs = [_run_name(seed) for seed in CLAIMED_SEEDS]
+    return {"table": command(METAGEN, "combine", *runs, *IN_STORE, limit_s=STUDY_LIMIT_S).splitlines()}
 
 
-def _eval_eval(report: Path) -> dict[str, float]:
-    """RMSE of the expectation where there is one, else as sampled, by predictor."""
-    with (report / "quadrants.csv").open(encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["quadrant"] == "eval-eval" and r["value"]]
-    found = {r["predictor"]: round(float(r["value"]), 2) for r in rows if r["metric"] == "rmse"}
-    return found | {r["predictor"]: round(float(r["value"]), 2) for r in rows if r["metric"] == "rmse_expectation"}
+def pocket_full_carry() -> Mapping[str, object]:
+    """How far a character carries in the first claimed run."""
+    return {"table": command(METAGEN, "lab", "carry", _run_name(CLAIMED_SEEDS[0]), *IN_STORE, limit_s=600).splitlines()}
+
+
+def _run_name(seed: int) -> str:
+    return load_study("pocket_full", [f"seed={seed}", *CLAIM]).run_name()
+
+
+def _measured(file: Path) -> dict[str, dict[str, list[float | None]]]:
+    """METRICS of each predictor by evaluation quadrant, in METRICS' order; None where a value does not exist."""
+    found = {(r["quadrant"], r["predictor"], r["metric"]): _rounded(r["value"]) for r in _rows(file)}
+    predictors = list(dict.fromkeys(predictor for _, predictor, _ in found))
+    return {q: {p: [found.get((q, p, m)) for m in METRICS] for p in predictors} for q in QUADRANTS}
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def _rounded(value: str) -> float | None:
+    return round(float(value), 3) if value else None
 
 
 PIECES: dict[str, Callable[[], Mapping[str, object]]] = {
     "setup_and_demo_from_nothing": setup_and_demo_from_nothing,
-    **{f"pocket_full_seed_{seed}": partial(pocket_full, seed) for seed in CLAIMED_SEEDS},
+    **{f"pocket_full_seed_{seed}": partial(pocket_full, f"seed={seed}") for seed in CLAIMED_SEEDS},
     "pocket_full_together": pocket_full_together,
+    "pocket_full_carry": pocket_full_carry,
+    "pocket_full_blind": partial(pocket_full, f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
 }

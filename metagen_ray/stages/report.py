@@ -14,7 +14,7 @@ from metagen_ray.stages.analyse import analyse_study, judge_agreement
 from metagen_ray.stages.draws import seeded
 from metagen_ray.stages.grid import Answer, read_answers
 from metagen_ray.stages.plan import META, TRUTH, UNTRAINED, Plan
-from metagen_ray.view.files import quadrants_csv
+from metagen_ray.view.files import quadrants_csv, to_csv
 from metagen_ray.view.report import write_report
 from metagen_ray.view.table import terminal_table
 from metagen_ray.view.tables import Example, ReportTables, ShownAnswer
@@ -31,6 +31,8 @@ def write_study_report(plan: Plan, versions: Mapping[str, str], seconds: Mapping
     files["answers.parquet"] = _parquet(plan, answers)
     if tables.exact is not None:
         files["exact/quadrants.csv"] = quadrants_csv(tables.exact.quadrants)
+        rows = ((name, r, count) for name, (r, count) in tables.judge_agreement.items())
+        files["exact/judge.csv"] = to_csv(("predictor", "pearson", "answers"), rows)
     folder = f"studies/{plan.study.run_name()}/report"
     for name, content in files.items():
         plan.context.store.write_doc(f"{folder}/{name}", content)

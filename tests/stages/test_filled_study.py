@@ -73,6 +73,16 @@ def test_report_covers_every_evaluation_quadrant(filled):
         assert all((name, quadrant) in rows for quadrant in EVALUATION), name
 
 
+def test_report_a_judge_that_gives_the_labels_agrees_with_them_wholly(filled):
+    write_study_report(filled, {}, {})
+    with (report_folder(filled) / "exact" / "judge.csv").open() as file:
+        rows = {r["predictor"]: r for r in csv.DictReader(file)}
+    assert int(rows[TRUTH]["answers"]) == 64 * 8
+    assert all(float(rows[name]["pearson"]) == pytest.approx(1) for name in (TRUTH, "MetaSFT", "Base"))
+    judged, exact = (report_folder(filled) / name for name in ("quadrants.csv", "exact/quadrants.csv"))
+    assert judged.read_text() == exact.read_text()
+
+
 def test_status_missing_shard_is_told_and_report_refuses(filled, capsys):
     filled.context.store.drop("ground_truth", filled.truth[3].key)
     assert main(["report", filled.study.run_name(), "--store", filled.study.store]) == 2
