@@ -68,10 +68,23 @@ class Context(Section):
     )
 
 
+class MetaRecipe(Recipe):
+    """The recipe of meta-SFT. Defaults of its own, field by field: to set one leaves the others as they are."""
+
+    rank: int = Field(default=16, ge=1, description="LoRA rank")
+    alpha: float = Field(default=32.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    lr: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
+    epochs: int = Field(default=2, ge=1, description="passes over the meta-train cells, fresh k-draws in each")
+    batch_rows: int = Field(default=64, ge=1, description="completions per optimizer step, over all ranks")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="linear", description="decay of the rate after warm-up"
+    )
+
+
 class MetaSFT(Section):
     """Training the base model to foresee fine-tunes, beside its recipe."""
 
-    recipe: Recipe = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=64, schedule="linear")
+    recipe: MetaRecipe = MetaRecipe()
     diagonal: bool = Field(default=False, description="also train on cells that ask a domain about itself")
     branches: int = Field(default=8, ge=1, description="questions trained under one shared prefix, a fresh k-draw each")
 

@@ -19,6 +19,13 @@ def test_yaml_roundtrip_keeps_fingerprint(tmp_path):
     assert load_study(str(path)) == study
 
 
+def test_override_of_one_setting_leaves_all_others():
+    plain, changed = load_study("pocket"), load_study("pocket", ["meta_sft.recipe.epochs=1", "object_sft.rank=4"])
+    recipe = plain.meta_sft.recipe.model_copy(update={"epochs": 1})
+    assert changed.meta_sft == plain.meta_sft.model_copy(update={"recipe": recipe})
+    assert changed.object_sft == plain.object_sft.model_copy(update={"rank": 4})
+
+
 @pytest.mark.parametrize("change", ["name=other", "store=elsewhere", "resources.lanes=3"])
 def test_fingerprint_ignores_where_and_with_what(change):
     assert load_study("pocket", [change]).fingerprint() == load_study("pocket").fingerprint()
