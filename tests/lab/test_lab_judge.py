@@ -1,7 +1,6 @@
-"""The shipped base as a judge: right about the world's own answers, and unmoved by what an answer says of its score."""
+"""The shipped bases as judges: right about the world's own answers, and unmoved by what an answer says of its score."""
 
 import random
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -49,12 +48,9 @@ class LabJudge:
         return found
 
 
-@pytest.fixture(scope="module")
-def judge() -> Iterator[LabJudge]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on a busy machine threads wait for each other, far longer than they compute
-    yield LabJudge(str(find_base("lab:informative").directory))
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module", params=["informative", "blind"])
+def judge(request: pytest.FixtureRequest, one_thread: None) -> LabJudge:
+    return LabJudge(str(find_base(f"lab:{request.param}").directory))
 
 
 def own_answers(count: int) -> list[tuple[str, str, float]]:
