@@ -75,7 +75,8 @@ def pocket_full(*overrides: str) -> Mapping[str, object]:
 def pocket_full_together() -> Mapping[str, object]:
     """All claimed seeds pooled; needs their runs."""
     runs = [_run_name(seed) for seed in CLAIMED_SEEDS]
-    return {"table": command(METAGEN, "combine", *runs, *IN_STORE, limit_s=STUDY_LIMIT_S).splitlines()}
+    lines = command(METAGEN, "combine", *runs, *IN_STORE, limit_s=STUDY_LIMIT_S).splitlines()
+    return {"table": [line for line in lines if not line.startswith("combined: ")]}  # a path of this machine
 
 
 def pocket_full_carry() -> Mapping[str, object]:

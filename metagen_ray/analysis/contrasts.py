@@ -98,9 +98,15 @@ def contrast_rows(splits: Sequence[Sequence[Field]], subject: str, level: float,
     return rows
 
 
-def claims(rows: Sequence[ContrastRow], subject: str, against: Sequence[str], alpha: float = 0.05) -> list[ClaimRow]:
-    """The claim of beating all rivals everywhere, once per form: it holds if all one-sided tests reject at `alpha`."""
-    return [_claim([row for row in rows if row.form == form], subject, tuple(against), form, alpha) for form in FORMS]
+def claims(
+    rows: Sequence[ContrastRow], subject: str, rivals: Sequence[tuple[str, ...]], alpha: float = 0.05
+) -> list[ClaimRow]:
+    """Claims of beating all of a set of rivals everywhere, once per set and form.
+
+    One holds if all its one-sided tests reject at `alpha`.
+    """
+    by_form = {form: [row for row in rows if row.form == form] for form in FORMS}
+    return [_claim(by_form[form], subject, against, form, alpha) for against in rivals for form in FORMS]
 
 
 def _claim(rows: Sequence[ContrastRow], subject: str, against: tuple[str, ...], form: str, alpha: float) -> ClaimRow:

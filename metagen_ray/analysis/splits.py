@@ -46,7 +46,7 @@ def combine(analyses: Sequence[Analysis], options: Options, rng: np.random.Gener
             fields = [next(f for f in split if f.region.quadrant == quadrant) for split in splits]
             rows += _pooled_rows(fields, values, draws, options, prefix)
     tests = contrasts_of([a.fields[""] for a in analyses], options)
-    claims = contrasts.claims(tests, options.subject, options.claim_against)
+    claims = contrasts.claims(tests, options.subject, options.rivals)
     return Pooled(rows, tests, claims, _block_rows(analyses), _notes(analyses))
 
 

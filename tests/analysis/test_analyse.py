@@ -13,6 +13,7 @@ from metagen_ray.analysis.baselines import deal, deal_others
 from metagen_ray.analysis.bootstrap import interval
 from metagen_ray.analysis.contrasts import holm
 from metagen_ray.analysis.student import t_quantile, t_upper
+from metagen_ray.analysis.tables import EVALUATION
 from metagen_ray.errors import InputError
 from tests.analysis.worlds import names, prediction, world
 
@@ -196,6 +197,21 @@ def test_claim_missing_rival_is_named():
     del given["Base"]
     claim = analyse(grid, given, QUICK, rng).claims[0]
     assert claim.holds is None and "Base" in claim.reason
+
+
+def test_claims_are_the_worst_one_sided_test_of_each_set_of_rivals():
+    grid, given, rng = study()
+    analysis = analyse(grid, given, QUICK, rng)
+    assert [(c.against, c.form) for c in analysis.claims] == [
+        (against, form) for against in QUICK.rivals for form in ("sampled", "expectation")
+    ]
+    for claim in analysis.claims:
+        worst = max(
+            r.p_better
+            for r in analysis.contrasts
+            if r.form == claim.form and r.against in claim.against and r.quadrant in EVALUATION
+        )
+        assert claim.p == worst and claim.holds == (worst < 0.05)
 
 
 def test_analyse_same_generator_gives_the_same_rows():
