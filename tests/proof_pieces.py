@@ -57,11 +57,11 @@ def _timed(arguments: Sequence[str], cwd: Path, limit_s: float) -> float:
     return round(time.monotonic() - began, 1)
 
 
-def pocket_full(*overrides: str) -> Mapping[str, object]:
-    """The headline study under the claim's settings; what earlier runs computed is not computed again."""
+def claimed(preset: str, *overrides: str) -> Mapping[str, object]:
+    """A study under the claim's settings; what earlier runs computed is not computed again."""
     began = time.monotonic()
     settings = [part for override in (*CLAIM, *overrides) for part in ("--set", override)]
-    output = command(METAGEN, "run", "pocket_full", *settings, limit_s=STUDY_LIMIT_S)
+    output = command(METAGEN, "run", preset, *settings, limit_s=STUDY_LIMIT_S)
     report = Path(next(line.partition(": ")[2] for line in output.splitlines() if line.startswith("report: "))).parent
     return {
         "run": report.parent.name,
@@ -106,8 +106,8 @@ def _rounded(value: str) -> float | None:
 
 PIECES: dict[str, Callable[[], Mapping[str, object]]] = {
     "setup_and_demo_from_nothing": setup_and_demo_from_nothing,
-    **{f"pocket_full_seed_{seed}": partial(pocket_full, f"seed={seed}") for seed in CLAIMED_SEEDS},
+    **{f"pocket_full_seed_{seed}": partial(claimed, "pocket_full", f"seed={seed}") for seed in CLAIMED_SEEDS},
     "pocket_full_together": pocket_full_together,
     "pocket_full_carry": pocket_full_carry,
-    "pocket_full_blind": partial(pocket_full, f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
+    "pocket_blind": partial(claimed, "pocket", f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
 }

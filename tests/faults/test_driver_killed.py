@@ -33,10 +33,18 @@ def start(store: Path, log: Path) -> subprocess.Popen:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
 
-def finish(store: Path, log: Path) -> float:
-    began = time.monotonic()
+def finish(store: Path, log: Path) -> None:
     assert start(store, log).wait(LIMIT_S) == 0, log.read_text()[-3000:]
-    return time.monotonic() - began
+
+
+def kill_at(count: float, store: Path, log: Path) -> None:
+    """Start a driver and kill it once the store holds so many artifacts."""
+    driver, plan, began = start(store, log), Plan(StudyContext(study_in(store))), time.monotonic()
+    while sum(map(len, Status(plan).present.values())) < count:
+        assert driver.poll() is None and time.monotonic() - began < LIMIT_S, log.read_text()[-3000:]
+        time.sleep(0.2)
+    os.kill(driver.pid, signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL
 
 
 def committed(study: Study) -> dict[tuple[str, str], str]:
@@ -57,13 +65,10 @@ def rmse(study: Study) -> dict[tuple[str, str], float]:
 
 def test_driver_killed_at_random_moments_resumes(tmp_path):
     calm, rough = study_in(tmp_path / "calm"), study_in(tmp_path / "rough")
-    seconds = finish(tmp_path / "calm", tmp_path / "calm.log")
-    rng, seen = random.Random(5), {}
-    for _ in range(3):
-        driver = start(tmp_path / "rough", tmp_path / "rough.log")
-        time.sleep(rng.uniform(0.25, 0.9) * seconds)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.wait()
+    finish(tmp_path / "calm", tmp_path / "calm.log")
+    rng, seen = random.Random(8), {}
+    for share in sorted(rng.uniform(0.05, 0.9) for _ in range(3)):
+        kill_at(share * len(committed(calm)), tmp_path / "rough", tmp_path / "rough.log")
         now = committed(rough)
         assert all(now[k] == created for k, created in seen.items())
         seen = now
