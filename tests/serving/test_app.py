@@ -173,8 +173,9 @@ def test_app_samples_of_equal_prompts_are_independent_draws_of_the_model(served:
 
 
 def test_app_long_answers_to_equal_prompts_are_all_different(served: Served):
-    answers = ask(served, lambda c: c.complete("tiny", [PROMPT] * 64, n=4, max_tokens=12))
-    assert max(Counter(a.tokens for group in answers for a in group).values()) == 1
+    groups = ask(served, lambda c: c.complete("tiny", [PROMPT] * 64, n=4, max_tokens=12))
+    answers = [a.tokens for group in groups for a in group if a.finish == "length"]  # two may end at once by chance
+    assert len(answers) > 128 and max(Counter(answers).values()) == 1
 
 
 def test_app_judge_equals_enumeration_of_all_numbers_in_transformers(served: Served):
