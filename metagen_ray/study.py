@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from metagen_ray.errors import InputError
 
@@ -68,25 +68,21 @@ class Context(Section):
     )
 
 
-class MetaRecipe(Recipe):
-    """The recipe of meta-SFT. Defaults of its own, field by field: to set one leaves the others as they are."""
-
-    rank: int = Field(default=16, ge=1, description="LoRA rank")
-    alpha: float = Field(default=32.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
-    lr: float = Field(default=2e-3, gt=0, description="peak learning rate of AdamW")
-    epochs: int = Field(default=2, ge=1, description="passes over the meta-train cells, fresh k-draws in each")
-    batch_rows: int = Field(default=64, ge=1, description="completions per optimizer step, over all ranks")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="linear", description="decay of the rate after warm-up"
-    )
+META_RECIPE = Recipe(rank=16, alpha=32.0, lr=2e-3, epochs=2, batch_rows=64, schedule="linear")
 
 
 class MetaSFT(Section):
     """Training the base model to foresee fine-tunes, beside its recipe."""
 
-    recipe: MetaRecipe = MetaRecipe()
+    recipe: Recipe = META_RECIPE
     diagonal: bool = Field(default=False, description="also train on cells that ask a domain about itself")
     branches: int = Field(default=8, ge=1, description="questions trained under one shared prefix, a fresh k-draw each")
+
+    @field_validator("recipe", mode="before")
+    @classmethod
+    def _over_own_defaults(cls, given: Any) -> Any:
+        """What a recipe leaves out keeps meta-SFT's default, not that of an object-SFT."""
+        return {**META_RECIPE.model_dump(), **given} if isinstance(given, Mapping) else given
 
 
 class Predict(Section):
