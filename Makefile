@@ -15,7 +15,7 @@ UV_PIN := $(shell grep '^uv==' $(LOCK))
 UV_COMPILE := build/lock/bin/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match --custom-compile-command "make lock" -q
 
-.PHONY: help setup dependencies demo test test-slow lint format proof bench lock clean
+.PHONY: help setup dependencies demo test test-slow lint format proof lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,7 +25,6 @@ help:
 	@echo "test-slow  the tests that start models, clusters and servers, and the faults"
 	@echo "lint       ruff and pyright;  format: rewrite with ruff"
 	@echo "proof      campaigns of hours, in pieces that resume; appends to results/proof.jsonl"
-	@echo "bench      side-by-side measurements; appends to benchmarks/results/"
 	@echo "lock       resolve docker/*.in again (UPGRADE=--upgrade for new versions)"
 
 setup: $(INSTALLED)
@@ -72,9 +71,6 @@ test-slow: setup
 
 proof: setup
 	$(BIN)/python -m tests.proof
-
-bench: setup
-	$(BIN)/python -m benchmarks.run
 
 # The GPU lock starts from the CPU lock's pins, so that both have the same versions wherever they can.
 lock:

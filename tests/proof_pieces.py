@@ -109,5 +109,5 @@ PIECES: dict[str, Callable[[], Mapping[str, object]]] = {
     **{f"pocket_full_seed_{seed}": partial(claimed, "pocket_full", f"seed={seed}") for seed in CLAIMED_SEEDS},
     "pocket_full_together": pocket_full_together,
     "pocket_full_carry": pocket_full_carry,
-    "pocket_blind": partial(claimed, "pocket", f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
+    "pocket_full_blind": partial(claimed, "pocket_full", f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
 }
