@@ -16,7 +16,7 @@ ROWS = (
     {"jobs", "cli"},
     {"stages", "cluster"},
     {"training", "serving", "predictors", "suites", "plots", "view", "lab"},
-    {"sampler", "prompts", "records", "store", "study", "split", "analysis", "progress", "base_model"},
+    {"sampler", "prompts", "records", "store", "study", "split", "analysis", "progress", "base_model", "tokenizer"},
     {"errors"},
 )
 # Within a row: (importer, imported).
