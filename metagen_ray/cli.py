@@ -132,6 +132,9 @@ def _print_status(plan) -> None:
     print(f"{'stage':20s} {'shards':>7s} {'done':>7s} {'missing':>8s} {'tokens left':>12s}  missing because")
     for line in Status(plan).lines():
         why = "" if not line.missing else f"waits for {line.waits_for}" if line.waits_for else "not run yet"
+        if line.taken:
+            graded = line.stage.startswith("judge")
+            why += f"; grades of {line.taken} shards are there" if graded else f"; {line.taken:,d} cells are there"
         print(f"{line.stage:20s} {line.shards:7d} {line.done:7d} {line.missing:8d} {line.tokens:12,d}  {why}")
 
 

@@ -122,6 +122,7 @@ class Resources(Section):
 
     lanes: int = Field(default=1, ge=1, description="object-SFT lanes that run side by side")
     workers_per_lane: int = Field(default=1, ge=1, description="data-parallel workers of one lane")
+    bank: int = Field(default=0, ge=0, description="adapters that train in one pass; 0 takes as many as pay")
     meta_workers: int = Field(default=1, ge=1, description="data-parallel workers of meta-SFT")
     gpus_per_worker: float = Field(default=0, ge=0, description="GPUs of one training worker; 0 trains on CPU")
     cpus_per_worker: float = Field(

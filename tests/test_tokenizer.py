@@ -167,7 +167,7 @@ def test_answer_actor_imports_neither_torch_nor_transformers():
         "from metagen_ray.stages.judge import JudgeWorker\n"
         "from metagen_ray.study import load_study\n"
         "app = {'url': 'http://127.0.0.1:9', 'token_path': '', 'base_name': 'b'}\n"
-        "worker = JudgeWorker(load_study('pocket').model_dump(mode='json'), app, {})\n"
+        "worker = JudgeWorker(load_study('pocket').model_dump(mode='json'), app, {}, {})\n"
         "worker.plan.judged, worker.plan.context.tokenizer\n"
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))\n"
     )

@@ -1,7 +1,8 @@
 """Training on a Ray cluster: lanes of adapters side by side, meta-SFT over data-parallel workers. The only Ray here.
 
-A lane is one TorchTrainer: its processes load the base once and train a share of the jobs on one DeepSpeed engine; each
-adapter is committed by the worker that trained it. What was committed stays, so a lane that dies loses one job at most.
+A lane is one TorchTrainer: its processes load the base once and train a share of the jobs, bank by bank, on one
+DeepSpeed engine; each adapter is committed by the worker that trained it. What was committed stays, so a lane that dies
+loses one bank at most.
 """
 
 import os
@@ -41,6 +42,7 @@ from metagen_ray.training.worker import (
 
 START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
 COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
+MAX_BANK = 16
 RESTARTS = 2  # of a trainer whose worker or controller died
 QUIET = {
     # The controller looks at its workers every 2 s by default, which is also what every short run waits at its end.
@@ -75,7 +77,11 @@ def run_lanes(
     """
     shares = [share for share in deal_jobs(jobs, resources.lanes) if share]
     site = _site(base_dir, resources)
-    settings = [{"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage} for share in shares]
+    bank = resources.bank or min(MAX_BANK, -(-len(jobs) // resources.lanes))
+    settings = [
+        {"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage, "bank": bank}
+        for share in shares
+    ]
     outcomes: dict[str, Outcome] = {}
 
     def finished(outcome: Outcome) -> None:
@@ -229,6 +235,7 @@ def _lane_loop(settings: dict) -> None:
         commit=lambda key, files, record: store.put_files(stage, key, files, record),
         tell=lambda outcome: outbox.put(astuple(outcome)) if speaks else None,
         is_done=done.__contains__,
+        bank=settings["bank"],
     )
 
 
@@ -242,7 +249,7 @@ def _meta_loop(settings: dict) -> MetaResult | str | None:
 
 def _meta_result(settings: dict) -> MetaResult | None:
     epochs, inner_trees = ray.get(settings["work"])
-    trainer = _make_trainer(settings["site"], LoraShape.of(settings["recipe"]))
+    trainer = _make_trainer(settings["site"], [LoraShape.of(settings["recipe"])])
     rank = ray.train.get_context().get_world_rank()
     outbox = settings["queue"]
     on_step = throttled(lambda *step: outbox.put(step)) if rank == 0 else None
@@ -259,7 +266,7 @@ def _meta_result(settings: dict) -> MetaResult | None:
     return result if rank == 0 else None
 
 
-def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
+def _make_trainer(site: Site, shapes: Sequence[LoraShape]) -> Trainer:
     """Load the base and start DeepSpeed; imports stay here, so that the driver pays for none of them."""
     import torch
     from ray.train.torch import get_device
@@ -269,7 +276,7 @@ def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
 
     torch.set_num_threads(site.threads)
     device = get_device()
-    model = AdaptedModel(load_base(site.base_dir, device), shape, device)
+    model = AdaptedModel(load_base(site.base_dir, device), shapes, device)
     return Trainer(model, DeepSpeedEngine(model, site.zero_stage))
 
 

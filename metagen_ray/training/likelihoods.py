@@ -1,8 +1,8 @@
 """Log-likelihoods of answers to questions after a prefix, in bulk. Owns what is read once; knows no text and no store.
 
 A prefix is read once for all its questions, a question once for all its answers. Prefixes with few questions are packed
-together (rows.py); one with more than fits a pack is kept as keys and values that its packs attend to. Rows are laid
-end to end, so their lengths cost nothing but themselves.
+together (rows.py); one with many is kept as keys and values that its questions attend to, pack after pack. Rows are
+laid end to end, so their lengths cost nothing but themselves.
 """
 
 import json
@@ -25,6 +25,8 @@ from metagen_ray.training.score import score
 Tokens = list[int]
 Row = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # prefix, question, answer
 PLAIN = {"use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none"}  # what LoraLinear computes
+TREE_SHARE = 4  # of a pack: what a prefix and its questions may take as one tree, whose mask grows with their square
+AFTER_SHARE = 8  # of a pack: what is read at once after a kept prefix, for the same reason
 EMPTY = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "trainable_token_indices")
 
 
@@ -56,7 +58,8 @@ def score_answers(model: AdaptedModel, queries: Sequence[Query]) -> list[list[fl
     found: dict[Row, float] = {}
     packed: list[Tree] = []
     for prefix, alone in trees.items():
-        if prefix and not model.not_full and len(prefix) + sum(map(Tree.read_tokens, alone)) > model.pack_tokens:
+        size = len(prefix) + sum(map(Tree.read_tokens, alone))
+        if prefix and not model.not_full and size > model.pack_tokens // TREE_SHARE:
             found |= _after_prefix(model, prefix, alone)
         else:
             packed += _with_prefix(model, prefix, alone)
@@ -92,8 +95,8 @@ def _after_prefix(model: AdaptedModel, prefix: tuple[int, ...], alone: list[Tree
     with torch.inference_mode():
         cache = DynamicCache(config=model.base.config)  # type: ignore[arg-type]
         if seen:
-            _read(model, cache, input_ids=torch.tensor([seen], device=model.device), logits_to_keep=1)
-        for group in split_by_size(alone, model.pack_tokens):
+            _read(model, cache, pack([Tree([], (Branch(seen, [last]),))]).to(model.device), logits_to_keep=1)
+        for group in split_by_size(alone, model.pack_tokens // AFTER_SHARE):
             laid = pack([_led_by(last, tree) for tree in group]).to(model.device)
             summed = iter(_branch_sums(_losses(model, cache, len(seen), laid), laid))
             for tree in group:
@@ -113,7 +116,7 @@ def _losses(model: AdaptedModel, cache: Any, seen: int, laid: Pack) -> torch.Ten
     logits_CV = _read(
         model,
         cache,
-        input_ids=laid.token_S[None],
+        laid,
         position_ids=laid.position_S[None] + seen,
         attention_mask=mask_SR[None, None],
         logits_to_keep=laid.source_C,
@@ -128,10 +131,10 @@ def _branch_sums(loss_C: torch.Tensor, laid: Pack) -> list[float]:
     return (-sums.index_add_(0, laid.branch_C.cpu(), loss_C.double().cpu())).tolist()
 
 
-def _read(model: AdaptedModel, cache: Any, **inputs: Any) -> torch.Tensor:
+def _read(model: AdaptedModel, cache: Any, laid: Pack, **inputs: Any) -> torch.Tensor:
     """Logits of one sequence, its keys and values appended to the cache."""
-    model.slots.lend(model.flat)
-    return model.base(past_key_values=cache, use_cache=True, **inputs).logits[0]
+    model._lend(laid, ())
+    return model.base(input_ids=laid.token_S[None], past_key_values=cache, use_cache=True, **inputs).logits[0]
 
 
 def load_model(directory: str | Path, adapter: Mapping[str, bytes] | None = None) -> AdaptedModel:
@@ -146,11 +149,11 @@ def load_model(directory: str | Path, adapter: Mapping[str, bytes] | None = None
 def with_adapter(base: nn.Module, files: Mapping[str, bytes] | None, device: torch.device | str) -> AdaptedModel:
     """A loaded base with one adapter; without files its layers stay as they are."""
     if files is None:
-        return AdaptedModel(base, LoraShape(1, 1.0, 0.0, ()), device).eval()
+        return AdaptedModel(base, [LoraShape(1, 1.0, 0.0, ())], device).eval()
     tensors = _tensors(files)
-    model = AdaptedModel(base, _shape(files, tensors), device)
+    model = AdaptedModel(base, [_shape(files, tensors)], device)
     with torch.no_grad():
-        model.flat.copy_(model.slots.flat(tensors))
+        model.flats[0].copy_(model.slots[0].flat(tensors))
     return model.eval()
 
 
