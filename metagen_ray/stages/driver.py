@@ -88,6 +88,15 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
         for step in (_train, _truth, _untrained, _meta, _predict):
             check()
             step(plan, Status(plan), ledger, app)
+    _say_spared(ledger)
+
+
+def _say_spared(ledger: Ledger) -> None:
+    """How many answers needed no judging."""
+    passes = [figures for name, figures in ledger.stages.items() if name.startswith("judge ")]
+    if passes:
+        read, judged = (sum(figures[what] for figures in passes) for what in ("read", "judged"))
+        say(f"judging: {judged:,.0f} of {read:,.0f} answers, {read - judged:,.0f} spared; equal ones are graded once")
 
 
 def _write_index(plan: Plan) -> None:
