@@ -22,6 +22,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
+from metagen_ray.cost.bank import deal
 from metagen_ray.errors import StageError, UserError
 from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
@@ -131,13 +132,7 @@ def run_meta(
 
 def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
     """Jobs to lanes, the most expensive first to whoever has least."""
-    shares: list[list[AdapterJob]] = [[] for _ in range(lanes)]
-    load = [0] * lanes
-    for job in sorted(jobs, key=AdapterJob.cost, reverse=True):
-        least = load.index(min(load))
-        shares[least].append(job)
-        load[least] += job.cost()
-    return shares
+    return [[jobs[n] for n in share] for share in deal([job.cost() for job in jobs], lanes)]
 
 
 def _site(base_dir: str | Path, resources: Resources) -> Site:
