@@ -20,6 +20,7 @@ from typing import Any
 from metagen_ray import cluster
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
+from metagen_ray.stages.accounts import close_ledger
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
@@ -59,13 +60,13 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         if repair_damage:
             for line in repair(plan):
                 say(f"repair: dropped {line}")
-        ledger = Ledger()
+        ledger, present = Ledger(), set[str]().union(*Status(plan).present.values())
         _compute(plan, ledger, address, lease.check)
         with ledger.stage("analyse and report"):
             write_study_report(plan, versions(), ledger.stages)
-        store.write_doc(f"studies/{run}/ledger.json", json.dumps(ledger.stages, indent=1).encode())
-    for name, figures in ledger.stages.items():
-        say(f"  {name:20s} {figures['seconds']:8.1f} s")
+        lines = close_ledger(plan, ledger.stages, present)
+    for line in lines:
+        say(line)
     return run
 
 

@@ -1,13 +1,11 @@
-"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns what a domain's rows are; trains nothing."""
+"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns their jobs; trains nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from metagen_ray.errors import StageError
-from metagen_ray.prompts import chat
+from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import AdapterShard, Plan
-from metagen_ray.suites.suite import Domain
 from metagen_ray.training.lanes import run_lanes
-from metagen_ray.training.rows import Tree, plain_row
 from metagen_ray.training.worker import AdapterJob, Outcome
 
 
@@ -21,7 +19,7 @@ def run(
     context, study = plan.context, plan.study
     jobs = [
         AdapterJob(
-            s.key, domain_rows(plan, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
+            s.key, domain_rows(context, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
         )
         for s in shards
     ]
@@ -41,12 +39,6 @@ def run(
             f"object_sft: {len(failed)} of {len(shards)} adapters failed; the first, {shard.domain} "
             f"({shard.key[:12]}): {outcome.reason}. What was done is kept; run again to do the rest"
         )
-
-
-def domain_rows(plan: Plan, domain: Domain) -> list[Tree]:
-    """The training set of a domain as rows, rendered as the prompts of inference are."""
-    renderer = plan.context.renderer
-    return [plain_row(renderer.prompt(chat(prompt)), renderer.completion(answer)) for prompt, answer in domain.train]
 
 
 def _record(plan: Plan, shard: AdapterShard, versions: Mapping[str, str]) -> dict:
