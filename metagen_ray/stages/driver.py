@@ -67,6 +67,7 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         lines = close_ledger(plan, ledger.stages, present)
     for line in lines:
         say(line)
+    _say_spared(ledger)
     return run
 
 
@@ -89,7 +90,6 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
         for step in (_train, _truth, _untrained, _meta, _predict):
             check()
             step(plan, Status(plan), ledger, app)
-    _say_spared(ledger)
 
 
 def _say_spared(ledger: Ledger) -> None:
