@@ -13,6 +13,7 @@ from metagen_ray.prompts import chat
 from metagen_ray.serving.judge import judge_messages
 from metagen_ray.stages.accounts import close_ledger
 from metagen_ray.stages.costs import Counter, answer_length, cost_text, still_missing
+from metagen_ray.stages.driver import run_study
 from metagen_ray.stages.meta_rows import epoch_trees
 from metagen_ray.stages.plan import TRUTH
 from metagen_ray.stages.status import Status
@@ -180,3 +181,13 @@ def test_cli_plan_cost_follows_gpu_and_utilisation(plan, capsys):
     hours = {name: float(printed(capsys, plan, *given)["meta_sft"][-2]) for name, given in options.items()}
     assert hours["l4"] > 5 * hours["h100"] and hours["low"] > 5 * hours["h100"]
     assert hours["lower"] == pytest.approx(2 * hours["low"], rel=0.02)
+
+
+def test_run_of_a_finished_study_writes_its_ledger_and_says_what_was_spared(plan_of, capsys):
+    plan = plan_of("predict.samples=2", "analysis.resamples=100")
+    fill(plan)
+    assert run_study(plan.study) == plan.study.run_name()
+    assert "spared: 4 datasets foreseen" in capsys.readouterr().out
+    ledger = read_ledger(plan)
+    assert set(ledger["stages"]) == {"analyse and report"} and not ledger["planned"]
+    assert ledger["spared"]["fine_tunes_paid"] == 4
