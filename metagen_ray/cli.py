@@ -66,8 +66,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="+", help="names of the runs")
     sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
     sub.set_defaults(command=_combine)
+    _add_score(commands)
     _add_lab(commands)
     return parser
+
+
+def _add_score(commands) -> None:
+    text = "log-likelihoods of given answers after examples and a question"
+    sub = commands.add_parser("score", help=text, description=text)
+    sub.add_argument("model", help="a preset or YAML file, whose base it takes, `lab:NAME`, or a model directory")
+    sub.add_argument(
+        "file",
+        type=Path,
+        help='JSON lines: {"examples": [{"question", "answer"}, ...], "question", "answers": [...]}, or plain text '
+        'as "prefix" in the place of examples',
+    )
+    sub.add_argument("--adapter", help="a directory of a PEFT adapter, or the key of an adapter in the store")
+    sub.add_argument("--store", help="root of the store (default: the study's, or runs)")
+    sub.add_argument("--out", type=Path, help="file for the result; printed otherwise")
+    sub.set_defaults(command=_score)
 
 
 def _add_cost(sub: argparse.ArgumentParser) -> None:
@@ -153,6 +170,9 @@ def _print_status(plan) -> None:
     print(f"{'stage':20s} {'shards':>7s} {'done':>7s} {'missing':>8s} {'tokens left':>12s}  missing because")
     for line in Status(plan).lines():
         why = "" if not line.missing else f"waits for {line.waits_for}" if line.waits_for else "not run yet"
+        if line.taken:
+            graded = line.stage.startswith("judge")
+            why += f"; grades of {line.taken} shards are there" if graded else f"; {line.taken:,d} cells are there"
         print(f"{line.stage:20s} {line.shards:7d} {line.done:7d} {line.missing:8d} {line.tokens:12,d}  {why}")
 
 
@@ -187,6 +207,34 @@ def _combine(options: argparse.Namespace) -> int:
         _require_finished(plan)
     combine_runs(plans)
     return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from metagen_ray.base_model import find_base
+    from metagen_ray.stages.score import adapter_files, score_lines
+
+    model, root = _model_of(options.model)
+    base = find_base(model)
+    if options.out and not options.out.parent.is_dir():
+        raise InputError(f"--out {options.out}: no such folder; make it first")
+    adapter = adapter_files(options.adapter, options.store or root) if options.adapter else None
+    lines = score_lines(base, options.file, adapter)
+    if options.out is None:
+        print("\n".join(lines))
+        return 0
+    try:
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {options.out}: cannot be written ({error.strerror}); give another file") from None
+    return 0
+
+
+def _model_of(source: str) -> tuple[str, str]:
+    """The base of a study, or a base by name; and the root of the store."""
+    if source in preset_names() or source.endswith((".yaml", ".yml")):
+        study = load_study(source)
+        return study.model, study.store
+    return source, "runs"
 
 
 def _require_finished(plan) -> None:

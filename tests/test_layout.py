@@ -16,7 +16,19 @@ ROWS = (
     {"jobs", "cli"},
     {"stages", "cluster"},
     {"training", "serving", "predictors", "suites", "plots", "view", "lab"},
-    {"sampler", "prompts", "records", "store", "study", "split", "analysis", "cost", "progress", "base_model"},
+    {
+        "sampler",
+        "prompts",
+        "records",
+        "store",
+        "study",
+        "split",
+        "analysis",
+        "cost",
+        "progress",
+        "base_model",
+        "tokenizer",
+    },
     {"errors"},
 )
 # Within a row: (importer, imported).

@@ -10,7 +10,8 @@ from metagen_ray.records import ANSWERS
 from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Completion, Limits
 from metagen_ray.stages.context import StudyContext
-from metagen_ray.stages.plan import Ask, Plan
+from metagen_ray.stages.growth import Asked, Note, answered_domains, take_answers
+from metagen_ray.stages.plan import Ask, Plan, Prompt
 from metagen_ray.stages.shards import Row, run_shards
 from metagen_ray.study import Study, study_from
 
@@ -32,22 +33,53 @@ def run_asks(
     plan: Plan, asks: Sequence[Ask], app: AppAddress, versions: Mapping[str, str], on_outcome: Callable[[Row], None]
 ) -> None:
     """Have the app answer every shard and commit it."""
-    arguments = {"study": plan.study.model_dump(mode="json"), "app": asdict(app), "versions": dict(versions)}
+    arguments, rows = ask_work(plan, asks, app, versions)
+    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+
+
+def ask_work(
+    plan: Plan, asks: Sequence[Ask], app: AppAddress, versions: Mapping[str, str]
+) -> tuple[dict[str, Any], list[Row]]:
+    """Arguments of AnswerWorker and a row for every shard; one listing of a stage finds what is not asked again."""
+    present = {stage: plan.context.store.keys(stage) for stage in {a.stage for a in asks}}
+    arguments = worker_arguments(plan, app, versions, answered_domains(plan, asks, present))
     # Shards of one adapter stand together, so that few adapters are in use at a time.
     rows = [asdict(ask) for ask in sorted(asks, key=lambda a: (a.adapter or "", a.train_domain, a.block))]
     for row in rows:
         row["adapter"] = row["adapter"] or ""
-    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+    return arguments, rows
+
+
+def worker_arguments(
+    plan: Plan, app: AppAddress, versions: Mapping[str, str], earlier: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a worker is made of, wherever it runs."""
+    return {
+        "study": plan.study.model_dump(mode="json"),
+        "app": asdict(app),
+        "versions": dict(versions),
+        "earlier": dict(earlier),
+    }
 
 
 class AnswerWorker:
-    """Asks the app for one shard at a time."""
+    """Asks the app for one shard at a time.
 
-    def __init__(self, study: Mapping[str, Any], app: Mapping[str, str], versions: Mapping[str, str]) -> None:
+    `earlier`: shard key -> what others in the pool hold of it, as `growth` tells it.
+    """
+
+    def __init__(
+        self,
+        study: Mapping[str, Any],
+        app: Mapping[str, str],
+        versions: Mapping[str, str],
+        earlier: Mapping[str, Any],
+    ) -> None:
         self.study: Study = study_from(study, "study")
         self.plan = Plan(StudyContext(self.study))
         self.app = AppAddress(**app)
         self.versions = dict(versions)
+        self.earlier = dict(earlier)
         self._client: Client | None = None
 
     @property
@@ -59,51 +91,69 @@ class AnswerWorker:
         return self._client
 
     async def do(self, row: Row) -> Mapping[str, float]:
-        """Ask, and commit the answers under the shard's key."""
+        """Take over what is there, ask the rest, and commit all answers under the shard's key."""
         ask = Ask(**{**row, "adapter": row["adapter"] or None})
         prompts = self.plan.prompts(ask)
+        taken, note = take_answers(self.plan, ask, self.earlier.get(ask.key, 0))
+        left = [p for p in prompts if _asked(p) not in taken]
         answers = await self.client.complete(
             self.app.model(ask.adapter),
-            [tokens for *_, tokens in prompts],
+            [tokens for *_, tokens in left],
             n=ask.samples,
             temperature=self.study.temperature,
             max_tokens=self.study.max_answer_tokens,
             stop_ids=[self.plan.context.renderer.end_id],
         )
-        table = self._table(ask, prompts, answers)
-        record = {
+        fresh = self._rows(ask, left, answers)
+        found = taken | fresh
+        table = pa.Table.from_pylist([row for p in prompts for row in found[_asked(p)]], schema=ANSWERS)
+        figures = {
+            "answers": sum(map(len, fresh.values())),
+            "taken": sum(map(len, taken.values())),
+            "prompt_tokens": sum(len(tokens) for *_, tokens in left),
+            "output_tokens": sum(len(a.tokens or ()) for group in answers for a in group),
+        }
+        self.plan.context.store.put_shard(ask.stage, ask.key, table, self._record(ask, note, figures))
+        return figures
+
+    def _record(self, ask: Ask, taken: Note, figures: Mapping[str, int]) -> dict[str, Any]:
+        """What stands beside the rows; the tokens are those of what was asked, not of what was taken over."""
+        return {
             "predictor": ask.predictor,
             "adapter": ask.adapter,
             "fingerprint": self.study.fingerprint(),
             "seed": self.study.seed,
             "versions": self.versions,
-            "prompt_tokens": sum(len(tokens) for *_, tokens in prompts),
-            "output_tokens": sum(len(a.tokens or ()) for group in answers for a in group),
-        }
-        self.plan.context.store.put_shard(ask.stage, ask.key, table, record)
-        return {
-            "answers": table.num_rows,
-            "prompt_tokens": record["prompt_tokens"],
-            "output_tokens": record["output_tokens"],
+            "prompt_tokens": figures["prompt_tokens"],
+            "output_tokens": figures["output_tokens"],
+            "taken": taken,
         }
 
-    def _table(self, ask: Ask, prompts: Sequence[tuple], answers: Sequence[Sequence[Completion]]) -> pa.Table:
-        rows = [
-            {
-                "train_domain": ask.train_domain,
-                "eval_domain": domain.id,
-                "question": question,
-                "draw": draw,
-                "sample": sample,
-                "answer": self._text(answer),
-                "tokens": list(answer.tokens or ()),
-                "finish": answer.finish,
-            }
+    def _rows(
+        self, ask: Ask, prompts: Sequence[Prompt], answers: Sequence[Sequence[Completion]]
+    ) -> dict[Asked, list[Row]]:
+        """Rows of the answers to prompts, by what was asked."""
+        return {
+            (domain.id, question): [
+                {
+                    "train_domain": ask.train_domain,
+                    "eval_domain": domain.id,
+                    "question": question,
+                    "draw": draw,
+                    "sample": sample,
+                    "answer": self._text(answer),
+                    "tokens": list(answer.tokens or ()),
+                    "finish": answer.finish,
+                }
+                for sample, answer in enumerate(group)
+            ]
             for (domain, question, draw, _), group in zip(prompts, answers, strict=True)
-            for sample, answer in enumerate(group)
-        ]
-        return pa.Table.from_pylist(rows, schema=ANSWERS)
+        }
 
     def _text(self, answer: Completion) -> str:
         """Decoded here, not by the server, so that truth and predictions of any server read alike."""
         return answer.text if answer.tokens is None else self.plan.context.renderer.decode(answer.tokens)
+
+
+def _asked(prompt: Prompt) -> Asked:
+    return prompt[0].id, prompt[1]

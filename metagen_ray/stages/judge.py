@@ -1,7 +1,7 @@
 """Grading answers: every distinct (question, answer) once over all passes. Owns judge shards; knows no predictors."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -9,42 +9,63 @@ import pyarrow as pa
 from metagen_ray.errors import StageError
 from metagen_ray.records import SCORES
 from metagen_ray.serving.judge import Judge, Judgement, Options
-from metagen_ray.stages.answers import AnswerWorker
+from metagen_ray.stages.answers import AnswerWorker, AppAddress, worker_arguments
+from metagen_ray.stages.growth import Pair, graded_elsewhere, take_grades
 from metagen_ray.stages.plan import JudgeShard, Plan
 from metagen_ray.stages.shards import Row, run_shards
 from metagen_ray.store import Store
-
-Pair = tuple[str, int, str]  # eval domain, question number, answer
 
 
 def run_judge(
     plan: Plan,
     shards: Sequence[JudgeShard],
-    app: Any,
+    app: AppAddress,
     versions: Mapping[str, str],
     on_outcome: Callable[[Row], None],
 ) -> None:
     """Grade every shard and commit its scores; StageError where the judge leaves too many answers unscored."""
-    arguments = {"study": plan.study.model_dump(mode="json"), "app": asdict(app), "versions": dict(versions)}
+    arguments, rows = judge_work(plan, shards, app, versions)
+    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+
+
+def judge_work(
+    plan: Plan, shards: Sequence[JudgeShard], app: AppAddress, versions: Mapping[str, str]
+) -> tuple[dict[str, Any], list[Row]]:
+    """Arguments of JudgeWorker and a row for every shard; one listing finds the shards whose grades are taken over."""
+    earlier = graded_elsewhere(shards, plan.context.store.marked("judge"))
     rows = [
         {"key": s.key, "part": s.part, "n": n} for n, s in enumerate(plan.judged[shards[0].part]) if s in set(shards)
     ]
-    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+    return worker_arguments(plan, app, versions, earlier), rows
 
 
 class JudgeWorker(AnswerWorker):
     """Grades one shard at a time with the app's base model."""
 
     async def do(self, row: Row) -> Mapping[str, float]:
-        """Read the answers, grade what is new, commit the scores under the shard's key."""
+        """Read the answers, grade what nobody has graded, commit the scores under the shard's key."""
         shard = self.plan.judged[row["part"]][row["n"]]
         pairs, read = self._pairs(shard)
-        judged = await self._judge().judge(self._scorer(), [(self._question(p), p[2]) for p in pairs])
-        unscored = sum(j.score is None for j in judged)
+        taken, note = take_grades(self.plan, shard, self.earlier.get(shard.key, ()), pairs)
+        left = [p for p in pairs if p not in taken]
+        judged = await self._judge.judge(self._scorer(), [(self._question(p), p[2]) for p in left])
+        graded = taken | {p: _row(p, j) for p, j in zip(left, judged, strict=True)}
+        table = pa.Table.from_pylist([graded[p] for p in pairs], schema=SCORES)
+        unscored = table.column("score").null_count
         self._check(shard, unscored, len(pairs))
-        record = {"part": shard.part, "read": read, "unscored": unscored, "versions": self.versions}
-        self.plan.context.store.put_shard("judge", shard.key, _table(pairs, judged), record)
-        return {"judged": len(pairs), "read": read, "unscored": unscored}
+        record = {
+            "part": shard.part,
+            "read": read,
+            "unscored": unscored,
+            "label": shard.label,
+            "questions": self.plan.question_digests(shard.block),
+            "taken": note,
+            "versions": self.versions,
+        }
+        store = self.plan.context.store
+        store.mark("judge", shard.label, shard.key)
+        store.put_shard("judge", shard.key, table, record)
+        return {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
 
     def _pairs(self, shard: JudgeShard) -> tuple[list[Pair], int]:
         """Distinct pairs that no earlier pass has graded, and how many answers they were drawn from."""
@@ -59,7 +80,9 @@ class JudgeWorker(AnswerWorker):
                     pairs[pair] = None
         return sorted(pairs), read
 
+    @cached_property
     def _judge(self) -> Judge:
+        """Made once: spelling the numbers takes a tokenizer some thousand calls."""
         renderer = self.plan.context.renderer
         options = Options(min_mass=self.study.judge.min_mass)
         return Judge(self.client, self.app.model(None), self.plan.context.tokenizer, renderer.prompt, options)
@@ -94,9 +117,13 @@ def read_scores(store: Store, key: str) -> Iterable[tuple[Pair, tuple[float | No
         yield (domain, question, answer), (score, coherence)
 
 
-def _table(pairs: Sequence[Pair], judged: Sequence[Judgement]) -> pa.Table:
-    rows = [
-        {"eval_domain": d, "question": q, "answer": a, "score": j.score, "mass": j.mass, "coherence": j.coherence}
-        for (d, q, a), j in zip(pairs, judged, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=SCORES)
+def _row(pair: Pair, judged: Judgement) -> dict[str, Any]:
+    domain, question, answer = pair
+    return {
+        "eval_domain": domain,
+        "question": question,
+        "answer": answer,
+        "score": judged.score,
+        "mass": judged.mass,
+        "coherence": judged.coherence,
+    }

@@ -6,11 +6,16 @@ from metagen_ray.errors import StageError
 from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import AdapterShard, Plan
 from metagen_ray.training.lanes import run_lanes
-from metagen_ray.training.worker import AdapterJob
+from metagen_ray.training.worker import AdapterJob, Outcome
 
 
-def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str], advance: Callable[[], None]) -> None:
-    """Train and commit every adapter; StageError names the first that failed, after all others are done."""
+def run(
+    plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str], on_outcome: Callable[[Outcome], None]
+) -> None:
+    """Train and commit every adapter; StageError names the first that failed, after all others are done.
+
+    `on_outcome` is called for each as it ends, by when a good one stands in the store.
+    """
     context, study = plan.context, plan.study
     jobs = [
         AdapterJob(
@@ -25,7 +30,7 @@ def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str],
         context.store.root,
         "object_sft",
         f"{study.run_name()}-object",
-        lambda outcome: advance(),
+        on_outcome,
     )
     failed = [(s, o) for s, o in zip(shards, outcomes, strict=True) if not o.ok]
     if failed:

@@ -7,6 +7,7 @@ stage's VERSION. Studies share one pool, so what two of them have in common is c
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from metagen_ray.stages.context import Block, StudyContext, Tokens, digest_tokens
 from metagen_ray.stages.draws import draw_of_question, scrambled
@@ -16,6 +17,7 @@ from metagen_ray.suites.suite import Domain
 VERSION = {"object_sft": 1, "answers": 1, "judge": 1, "meta_sft": 1}
 TRUTH, SECOND, UNTRAINED, META, BASE, SCRAMBLED = "GT", "GT-seed", "UntrainedICL", "MetaSFT", "Base", "Scrambled"
 PASSES = ("truth", "untrained", "meta")
+Prompt = tuple[Domain, int, int, Tokens]  # eval domain, question number, draw, tokens
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class JudgeShard:
     block: int
     answers: tuple[tuple[str, str], ...]  # (stage, key) of the answer shards read
     known: tuple[str, ...]  # keys of the judge shards of earlier passes
+    label: str  # the judge and the block's beginning: shards that share it may grade the same pairs
 
 
 class Plan:
@@ -126,8 +129,8 @@ class Plan:
             )
         return passes
 
-    def prompts(self, ask: Ask) -> list[tuple[Domain, int, int, Tokens]]:
-        """The prompts of an answer shard: (eval domain, question, draw, tokens), prefixes together."""
+    def prompts(self, ask: Ask) -> list[Prompt]:
+        """The prompts of an answer shard, prefixes together."""
         found = [(domain, n, draw, prefix + branch) for domain, n, draw, prefix, branch in self.prompt_parts(ask)]
         return sorted(found, key=lambda row: row[2])
 
@@ -137,6 +140,17 @@ class Plan:
             for number, question in enumerate(self.context.questions(domain)):
                 draw, prefix = self._prefix_of(ask.shown, ask.k, number)
                 yield domain, number, draw, prefix, self.context.branch(question, bool(prefix))
+
+    def beginning(self, ask: Ask, count: int) -> Ask:
+        """The same ask of the first `count` domains of its block: what a study of fewer domains has asked."""
+        block = self.context.blocks[ask.block]
+        first = Block(block.index, block.domains[:count])
+        return self._ask(ask.stage, ask.predictor, ask.train_domain, first, ask.adapter, ask.shown, ask.k, ask.samples)
+
+    def question_digests(self, block: int) -> dict[str, str]:
+        """Eval domain of a block -> digest of the questions that are asked of it."""
+        domains = self.context.blocks[block].domains
+        return {d.id: content_key({"questions": list(self.context.questions(d))}) for d in domains}
 
     def _adapter(self, domain: Domain, seed: int) -> AdapterShard:
         parts = {
@@ -188,13 +202,29 @@ class Plan:
         return Ask(content_key(parts), stage, predictor, domain, block.index, adapter, shown, k, samples)
 
     def _prompts_digest(self, shown: str, k: int, block: Block) -> str:
-        draws = self.study.context.draws
-        prefixes = [digest_tokens(self._prefix(shown, k, draw)) for draw in range(draws)] if shown else []
+        prefixes = self._prefix_digests(shown, k) if shown else []
         return digest_tokens([*prefixes, self._branches_digest(block, bool(shown))])  # type: ignore[list-item]
 
+    def _prefix_digests(self, shown: str, k: int) -> list[str]:
+        if (shown, k) not in self._digests_of_prefixes:
+            draws = range(self.study.context.draws)
+            self._digests_of_prefixes[shown, k] = [digest_tokens(self._prefix(shown, k, draw)) for draw in draws]
+        return self._digests_of_prefixes[shown, k]
+
+    @cached_property
+    def _digests_of_prefixes(self) -> dict[tuple[str, int], list[str]]:
+        return {}
+
     def _branches_digest(self, block: Block, after_examples: bool) -> str:
-        branches = (self.context.branch(q, after_examples) for d in block.domains for q in self.context.questions(d))
-        return digest_tokens(*branches)
+        place = (block.index, len(block.domains), after_examples)
+        if place not in self._branches_digests:
+            questions = (q for d in block.domains for q in self.context.questions(d))
+            self._branches_digests[place] = digest_tokens(*(self.context.branch(q, after_examples) for q in questions))
+        return self._branches_digests[place]
+
+    @cached_property
+    def _branches_digests(self) -> dict[tuple[int, int, bool], str]:
+        return {}
 
     def _prefix_of(self, shown: str, k: int, question: int) -> tuple[int, Tokens]:
         if not shown:
@@ -215,19 +245,27 @@ class Plan:
 
     def _judge(self, part: str, block: Block, asks: Iterable[Ask], known: list[str]) -> JudgeShard:
         answers = tuple((a.stage, a.key) for a in asks if a.block == block.index)
-        scorer = self.context.suite.scorer
+        judge = self._judge_parts()
+        label = content_key({**judge, "begins": list(self.context.questions(block.domains[0]))})
         parts = {
-            "stage": "judge",
-            "version": VERSION["judge"],
-            "base": self.context.base.digest,
-            "scorer": [scorer.name, scorer.rubric, scorer.coherence_rubric],
-            "min_mass": self.study.judge.min_mass,
+            **judge,
             "domains": [d.id for d in block.domains],
             "questions": [list(self.context.questions(d)) for d in block.domains],
             "answers": sorted(key for _, key in answers),
             "known": known,
         }
-        return JudgeShard(content_key(parts), part, block.index, answers, tuple(known))
+        return JudgeShard(content_key(parts), part, block.index, answers, tuple(known), label)
+
+    def _judge_parts(self) -> dict[str, Any]:
+        """All that decides the grade of a (question, answer)."""
+        scorer = self.context.suite.scorer
+        return {
+            "stage": "judge",
+            "version": VERSION["judge"],
+            "base": self.context.base.digest,
+            "scorer": [scorer.name, scorer.rubric, scorer.coherence_rubric],
+            "min_mass": self.study.judge.min_mass,
+        }
 
 
 def digest_rows(domain: Domain) -> str:

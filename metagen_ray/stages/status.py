@@ -1,22 +1,28 @@
 """What of a plan is done and what is missing, from one listing per stage. Computes nothing; only `repair` changes."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from metagen_ray.errors import StoreError
-from metagen_ray.stages.plan import Ask, Plan
+from metagen_ray.stages.growth import answered_domains, graded_elsewhere
+from metagen_ray.stages.plan import Ask, JudgeShard, Plan
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One line of `metagen plan`: shards of a stage, those in the store, and the tokens of the missing ones."""
+    """One line of `metagen plan`: shards of a stage, those in the store, and the tokens of the missing ones.
+
+    `taken`: cells (a model x an eval domain) that missing answer shards take over from a smaller study, or the earlier
+    judge shards whose grades missing ones look through.
+    """
 
     stage: str
     shards: int
     done: int
     tokens: int
     waits_for: str
+    taken: int = 0
 
     @property
     def missing(self) -> int:
@@ -48,28 +54,51 @@ class Status:
         meta_done = int(plan.meta in self.present["meta_sft"])
         return [
             self._line("object_sft", "object_sft", adapters, ""),
-            self._line("ground_truth", "ground_truth", plan.truth, "object_sft", self._ask_tokens),
-            self._line("predict untrained", "predict", plan.untrained, "", self._ask_tokens),
-            self._line("judge truth", "judge", judged["truth"], "ground_truth"),
-            self._line("judge untrained", "judge", judged["untrained"], "predict untrained"),
+            self._asked("ground_truth", "ground_truth", plan.truth, "object_sft"),
+            self._asked("predict untrained", "predict", plan.untrained, ""),
+            self._graded("judge truth", judged["truth"], "ground_truth"),
+            self._graded("judge untrained", judged["untrained"], "predict untrained"),
             StageStatus("meta_sft", 1, meta_done, 0, "ground_truth"),
-            self._line("predict meta", "predict", plan.predictions, "meta_sft", self._ask_tokens),
-            self._line("judge meta", "judge", judged["meta"], "predict meta"),
+            self._asked("predict meta", "predict", plan.predictions, "meta_sft"),
+            self._graded("judge meta", judged["meta"], "predict meta"),
         ]
 
     def complete(self) -> bool:
         """Whether nothing is missing before the figures."""
-        return not any(line.missing for line in self.lines())
+        plan = self.plan
+        stages = {
+            "object_sft": (*plan.adapters, *plan.second_adapters),
+            "ground_truth": plan.truth,
+            "predict": (*plan.untrained, *plan.predictions),
+            "judge": [s for shards in plan.judged.values() for s in shards],
+        }
+        return plan.meta in self.present["meta_sft"] and not any(self.missing(*item) for item in stages.items())
 
-    def _line(self, name: str, stage: str, shards: Sequence, waits: str, tokens=lambda missing: 0) -> StageStatus:
+    @cached_property
+    def _marked(self) -> dict[str, set[str]]:
+        return self.plan.context.store.marked("judge")
+
+    def _line(self, name: str, stage: str, shards: Sequence, waits: str) -> StageStatus:
         keys = {s.key for s in shards}
-        missing = self.missing(stage, shards)
-        return StageStatus(name, len(keys), len(keys) - len(missing), tokens(missing), waits)
+        return StageStatus(name, len(keys), len(keys & self.present[stage]), 0, waits)
 
-    def _ask_tokens(self, asks: Sequence[Ask]) -> int:
-        """Prompt tokens, and answer tokens at their limit."""
-        limit = self.plan.study.max_answer_tokens
-        return sum(len(tokens) + a.samples * limit for a in asks for *_, tokens in self.plan.prompts(a))
+    def _asked(self, name: str, stage: str, asks: Sequence[Ask], waits: str) -> StageStatus:
+        missing = self.missing(stage, asks)
+        earlier = answered_domains(self.plan, missing, self.present)
+        tokens = sum(self._tokens_left(a, earlier.get(a.key, 0)) for a in missing)
+        return replace(self._line(name, stage, asks, waits), tokens=tokens, taken=sum(earlier.values()))
+
+    def _graded(self, name: str, shards: Sequence[JudgeShard], waits: str) -> StageStatus:
+        missing = self.missing("judge", shards)
+        others = graded_elsewhere(missing, self._marked) if missing else {}
+        keys = {key for found in others.values() for key in found} & self.present["judge"]
+        return replace(self._line(name, "judge", shards, waits), taken=len(keys))
+
+    def _tokens_left(self, ask: Ask, taken: int) -> int:
+        """Prompt tokens of what is asked, and answer tokens at their limit."""
+        limit = ask.samples * self.plan.study.max_answer_tokens
+        known = {d.id for d in self.plan.context.blocks[ask.block].domains[:taken]}
+        return sum(len(tokens) + limit for domain, *_, tokens in self.plan.prompts(ask) if domain.id not in known)
 
 
 def repair(plan: Plan) -> list[str]:

@@ -64,6 +64,18 @@ def blob_path(sha256: str) -> str:
     return f"pool/{BLOBS}/{sha256}"
 
 
+def mark_path(stage: str, label: str, key: str) -> str:
+    """`marks/<stage>/<label>/<key>`; ValueError unless label and key are content keys."""
+    if not (is_key(label) and is_key(key)):
+        raise ValueError(f"a label and a key are 64 hex digits (content_key), not {label!r} and {key!r}")
+    return f"{mark_folder(stage)}/{label}/{key}"
+
+
+def mark_folder(stage: str) -> str:
+    """`marks/<stage>`; ValueError if the stage is no plain name."""
+    return f"marks/{stage_folder(stage).partition('/')[2]}"
+
+
 def is_key(name: str) -> bool:
     """Whether a name found in a listing is an artifact, not something a person left there."""
     return _KEY.fullmatch(name) is not None

@@ -3,6 +3,7 @@
     ROOT/metagen.json            the store's format
     ROOT/pool/<stage>/<key>      one Parquet shard, or the manifest of a file artifact
     ROOT/pool/blobs/<sha256>     the files of artifacts
+    ROOT/marks/<stage>/<label>/<key>  empty; which artifacts belong to a label
     ROOT/studies/<run>/...       documents for people, overwritable
     ROOT/leases/<name>/<token>   who holds what
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 from metagen_ray.errors import StoreError
 from metagen_ray.store.cloud import CloudObjects
 from metagen_ray.store.disk import DiskObjects
-from metagen_ray.store.keys import artifact_path, blob_path, doc_path, is_key, stage_folder
+from metagen_ray.store.keys import artifact_path, blob_path, doc_path, is_key, mark_folder, mark_path, stage_folder
 from metagen_ray.store.leases import Lease
 from metagen_ray.store.manifests import Manifest, blob_digest, decode_manifest, encode_manifest
 from metagen_ray.store.objects import Objects
@@ -162,6 +163,19 @@ class Store:
         """Keys of all artifacts of a stage, by one listing."""
         names = (path.rpartition("/")[2] for path in self._objects.list(stage_folder(stage)))
         return {name for name in names if is_key(name)}
+
+    def mark(self, stage: str, label: str, key: str) -> None:
+        """Note that an artifact belongs to `label`, a content key of what artifacts share; before it is committed."""
+        self._objects.create(mark_path(stage, label, key), b"")
+
+    def marked(self, stage: str) -> dict[str, set[str]]:
+        """Keys by label, by one listing. A key may be of an artifact that was dropped or never committed."""
+        found: dict[str, set[str]] = {}
+        for path in self._objects.list(mark_folder(stage)):
+            label, key = path.split("/")[-2:]
+            if is_key(label) and is_key(key):
+                found.setdefault(label, set()).add(key)
+        return found
 
     def drop(self, stage: str, key: str) -> None:
         """Forget an artifact, so that it is made again; for --repair alone."""

@@ -1,7 +1,7 @@
 """The frozen base model: loading it, reading a pack with it, which models may share a prefix. Knows no optimizer."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +10,59 @@ from torch import nn
 from torch.nn import functional as F
 
 from metagen_ray.errors import InputError
-from metagen_ray.training.lora import LoraShape, LoraSlots
-from metagen_ray.training.rows import Pack, Tree, split_by_size
+from metagen_ray.training.dropout import drops
+from metagen_ray.training.lora import Bank, LoraShape, Slot
+from metagen_ray.training.parts import NAME, cut, register
+from metagen_ray.training.product import Banked
+from metagen_ray.training.rows import Pack, Tree, pack, plain_row, split_by_size
 
-CPU_PACK_TOKENS = 512  # above this the square of the mask costs more than the calls it saves
-GPU_PACK_TOKENS = 4096
+CPU_PACK_TOKENS = 4096
+GPU_PACK_TOKENS = 8192
 RECOMPUTE_SHARE = 0.25  # of a GPU's memory; a base above it leaves little room for activations
 
 
 class AdaptedModel(nn.Module):
-    """A frozen decoder with one trainable adapter, `flat`; called on a pack, -log p of each completion token."""
+    """A frozen decoder and a bank of trainable adapters, `flats`; called on a pack, -log p of each completion token."""
 
-    def __init__(self, base: nn.Module, shape: LoraShape, device: torch.device | str = "cpu") -> None:
+    def __init__(self, base: nn.Module, shapes: Sequence[LoraShape], device: torch.device | str = "cpu") -> None:
         super().__init__()
-        self.slots = LoraSlots(base, shape)
+        self.bank = Bank(base, shapes)
         self.base = base
-        self.flat = nn.Parameter(torch.zeros(self.slots.size))
+        self.flats = nn.ParameterList(torch.zeros(slot.size) for slot in self.slots)
         self.not_full = layers_without_full_attention(base.config)
         self.to(device)
         self.pack_tokens = CPU_PACK_TOKENS if self.device.type == "cpu" else GPU_PACK_TOKENS
+        self.wide = self.device.type != "cpu" and len(self.slots) > 1
+        self.by_parts = not self.not_full and self._takes_parts()
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The adapters' places."""
+        return self.bank.slots
 
     @property
     def device(self) -> torch.device:
-        """Where the adapter lives."""
-        return self.flat.device
+        """Where the adapters live."""
+        return self.flats[0].device
 
-    def forward(self, pack: Pack) -> torch.Tensor:
-        """-log p of the pack's completion tokens, C of them; logits are computed at their sources alone."""
-        self.slots.lend(self.flat)
+    def forward(self, pack: Pack, salts: Sequence[int] = ()) -> torch.Tensor:
+        """-log p of the pack's completion tokens, C of them; logits are computed at their sources alone.
+
+        `salts` are the slots' seeds of dropout in this step; without them nothing is dropped. The backward pass comes
+        before the next forward: layers that recompute read what this pack was lent.
+        """
         pack = pack if self.device.type == "cpu" else pack.to(self.device)
-        mask = None if pack.is_plain else pack.visible_SS()[None, None]
+        self._lend(pack, salts)
+        if self.by_parts:
+            reading = {"attention_mask": None, "parts": cut(pack)}
+        else:
+            reading = {"attention_mask": None if pack.is_straight else pack.visible_SS()[None, None]}
         logits_CV = self.base(
             input_ids=pack.token_S[None],
             position_ids=pack.position_S[None],
-            attention_mask=mask,
             logits_to_keep=pack.source_C,
             use_cache=False,
+            **reading,
         ).logits[0]
         return F.cross_entropy(logits_CV.float(), pack.label_C, reduction="none")
 
@@ -62,6 +79,35 @@ class AdaptedModel(nn.Module):
                 "use a model whose layers all have full attention, or one branch per tree"
             )
         return [[tree] for tree in trees]
+
+    def _lend(self, pack: Pack, salts: Sequence[int]) -> None:
+        shares = [slot.shape.dropout for slot in self.slots]
+        dropping = self.training and any(shares) and salts
+        scalings = [slot.shape.alpha / slot.shape.rank for slot in self.slots]
+        self.bank.lend(
+            list(self.flats),
+            self.base.dtype,  # type: ignore[arg-type]
+            Banked(pack.segments, scalings, self.wide),
+            drops(pack, salts, shares) if dropping else None,
+        )
+
+    def _takes_parts(self) -> bool:
+        """Whether every layer of this model hands a pack's parts to its attention; if not, masks say the same."""
+        probe = pack([plain_row([0, 0], [0]), plain_row([0], [0])]).to(self.device)
+        parts = cut(probe)
+        register()
+        before = self.base.config._attn_implementation  # type: ignore[union-attr]
+        try:
+            self._lend(probe, ())
+            self.base.set_attn_implementation(NAME)  # type: ignore[operator]
+            with torch.no_grad():
+                self.base(input_ids=probe.token_S[None], position_ids=probe.position_S[None], parts=parts)
+        except (TypeError, ValueError, KeyError, NotImplementedError):
+            parts.calls = 0
+        if parts.calls == self.base.config.get_text_config().num_hidden_layers:  # type: ignore[union-attr]
+            return True
+        self.base.set_attn_implementation(before)  # type: ignore[operator]
+        return False
 
 
 def load_base(directory: str | Path, device: torch.device | str = "cpu") -> nn.Module:

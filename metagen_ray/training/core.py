@@ -1,7 +1,8 @@
-"""The one training loop: rows in, adapter out. Owns data order, batches and rates; knows no Ray, store or optimizer.
+"""The one training loop: rows in, adapters out. Owns data order, batches and rates; knows no Ray, store or optimizer.
 
-An optimizer step is a list of whole trees. Its loss is the mean over its completion tokens, over all ranks and packs
-alike, so the same rows give the same step however they are packed or dealt.
+A bank's members step together, each with its own rows, rate, clip and end. A member's optimizer step is a list of whole
+trees; its loss is the mean over its completion tokens, over all ranks and packs alike, so the same rows give the same
+step however they are packed, dealt or banked.
 """
 
 import math
@@ -23,46 +24,59 @@ OnStep = Callable[[int, int, float], None]  # (steps done, steps in all, loss of
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One rank's part of one optimizer step; `tokens` counts the completion tokens of the whole step."""
+    """One rank's part of one optimizer step. By slot: completion tokens of the whole step, and the salt of dropout."""
 
     packs: list[Pack]
-    tokens: int
+    tokens: list[int]
+    salts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What one slot's update takes: its rate, and the norm its gradient is clipped at. Rate 0 changes nothing."""
+
+    lr: float
+    clip: float
 
 
 class Engine(Protocol):
-    """What the loop needs of whoever computes gradients and updates. One engine trains many adapters in turn."""
+    """What the loop needs of whoever computes gradients and updates. One engine trains many banks in turn."""
 
     rank: int
     world: int
+    slots: int
 
     def groups(self, trees: list[Tree]) -> list[list[Tree]]:
         """Trees by the pack they are read in."""
         ...
 
-    def step(self, batch: Batch, lr: float, clip: float) -> float:
-        """One update; the loss over all ranks before it."""
+    def step(self, batch: Batch, paces: Sequence[Pace]) -> list[float]:
+        """One update of every slot; their losses over all ranks before it. StageError if a gradient is not finite."""
         ...
 
-    def reset(self, seed: int, weight_decay: float) -> None:
-        """Start a fresh adapter and optimizer."""
+    def reset(self, seeds: Sequence[int], weight_decays: Sequence[float]) -> None:
+        """Start fresh adapters and optimizers in the first slots."""
         ...
 
     def snapshot(self) -> "Snapshot":
-        """Where the training stands, gathered from all ranks."""
+        """Where the training of the first slot stands, gathered from all ranks."""
         ...
 
     def restore(self, snapshot: "Snapshot", weight_decay: float) -> None:
-        """Go on from a snapshot, whatever world it was taken in."""
+        """Go on with the first slot from a snapshot, whatever world it was taken in."""
         ...
 
-    def adapter(self) -> Adapter:
-        """The adapter, fp32 under PEFT's names, on the CPU; every rank gets it."""
+    def adapter(self, slot: int = 0) -> Adapter:
+        """A slot's adapter, fp32 under PEFT's names, on the CPU; every rank gets it."""
         ...
 
 
 @dataclass(slots=True)
 class TrainLog:
-    """What a training printed: the loss of every step, completion tokens trained on, seconds, epochs done."""
+    """What a training printed: the loss of every step, completion tokens trained on, seconds, epochs done.
+
+    Seconds of a bank are divided over its members by tokens.
+    """
 
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
@@ -72,7 +86,7 @@ class TrainLog:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The flat adapter, Adam's moments of it, and its count of updates; fp32 on the CPU, independent of ranks."""
+    """A flat adapter, Adam's moments of it, and its count of updates; fp32 on the CPU, independent of ranks."""
 
     flat: torch.Tensor
     first: torch.Tensor
@@ -80,9 +94,39 @@ class Snapshot:
     updates: float
 
 
-def train(engine: Engine, trees: Sequence[Tree], recipe: Recipe, seed: int, on_step: OnStep | None = None) -> TrainLog:
-    """Train a fresh adapter on the same trees in every epoch; take it with `engine.adapter()`."""
-    return train_epochs(engine, [trees] * recipe.epochs, recipe, seed, on_step)
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One adapter of a bank: the rows of every epoch, its recipe and its seed."""
+
+    trees: Sequence[Tree]
+    recipe: Recipe
+    seed: int
+
+
+def train(engine: Engine, trees: Sequence[Tree], recipe: Recipe, seed: int) -> TrainLog:
+    """Train one fresh adapter on the same trees in every epoch; take it with `engine.adapter()`."""
+    (log,) = train_bank(engine, [Member(trees, recipe, seed)])
+    return log
+
+
+def train_bank(engine: Engine, members: Sequence[Member]) -> list[TrainLog]:
+    """Train fresh adapters side by side, one a slot; take them with `engine.adapter(slot)`.
+
+    StageError if a loss or gradient is not finite, ValueError if a member has no rows or there are more than slots.
+    """
+    if len(members) > engine.slots:
+        raise ValueError(f"{len(members)} adapters for {engine.slots} slots")
+    courses = [
+        _Course(slot, [m.trees] * m.recipe.epochs, m.recipe, m.seed, TrainLog()) for slot, m in enumerate(members)
+    ]
+    start = time.perf_counter()
+    engine.reset([m.seed for m in members], [m.recipe.weight_decay for m in members])
+    for _ in range(max(len(course.steps) for course in courses)):
+        _step(engine, [course for course in courses if not course.ended])
+    seconds, tokens = time.perf_counter() - start, sum(course.log.tokens for course in courses)
+    for course in courses:
+        course.log.epochs, course.log.seconds = course.recipe.epochs, seconds * course.log.tokens / tokens
+    return [course.log for course in courses]
 
 
 def train_epochs(
@@ -94,42 +138,73 @@ def train_epochs(
     after_epoch: Callable[[TrainLog], None] | None = None,
     resumed: TrainLog | None = None,
 ) -> TrainLog:
-    """Train a fresh adapter, one list of trees per epoch. StageError if a loss is not finite, ValueError if no rows.
+    """Train one fresh adapter, one list of trees per epoch; raises as `train_bank`.
 
     `after_epoch` gets the log so far. `resumed` is such a log: its epochs are skipped, on an engine that was restored.
     """
-    laid = [_epoch_steps(epoch, trees, recipe, seed) for epoch, trees in enumerate(epochs)]
-    steps = sum(map(len, laid))
-    if not steps:
-        raise ValueError("no rows to train on")
     log = resumed or TrainLog()
+    course = _Course(0, epochs, recipe, seed, log)
     start = time.perf_counter() - log.seconds
     if resumed is None:
-        engine.reset(seed, recipe.weight_decay)
-    for epoch in range(log.epochs, len(laid)):
-        torch.manual_seed(
-            _mix(seed, engine.rank, epoch)
-        )  # dropout; row order and first weights have seeds of their own
-        for trees in laid[epoch]:
-            batch = make_batch(engine, trees)
-            loss = engine.step(batch, learning_rate(recipe, len(log.losses), steps), recipe.clip)
-            _check_loss(loss, len(log.losses) + 1, steps, recipe)
-            log.losses.append(loss)
-            log.tokens += batch.tokens
-            if on_step:
-                on_step(len(log.losses), steps, loss)
-        log.epochs, log.seconds = epoch + 1, time.perf_counter() - start
-        if after_epoch:
-            after_epoch(log)
+        engine.reset([seed], [recipe.weight_decay])
+    while not course.ended:
+        _step(engine, [course])
+        if on_step:
+            on_step(len(log.losses), len(course.steps), log.losses[-1])
+        if len(log.losses) in course.ends:
+            log.epochs, log.seconds = course.ends.index(len(log.losses)) + 1, time.perf_counter() - start
+            if after_epoch:
+                after_epoch(log)
     return log
 
 
-def _check_loss(loss: float, step: int, steps: int, recipe: Recipe) -> None:
+class _Course:
+    """The optimizer steps of one adapter, laid beforehand; its log says how many are done."""
+
+    def __init__(self, slot: int, epochs: Sequence[Sequence[Tree]], recipe: Recipe, seed: int, log: TrainLog) -> None:
+        self.slot, self.recipe, self.seed, self.log = slot, recipe, seed, log
+        laid = [_epoch_steps(epoch, trees, recipe, seed) for epoch, trees in enumerate(epochs)]
+        self.steps = [step for steps in laid for step in steps]
+        self.ends = [sum(map(len, laid[: n + 1])) for n in range(len(laid))]
+        if not self.steps:
+            raise ValueError("no rows to train on")
+
+    @property
+    def ended(self) -> bool:
+        """Whether all steps are done."""
+        return len(self.log.losses) == len(self.steps)
+
+    def next_trees(self) -> list[Tree]:
+        """The trees of the next step, marked with the slot and with their places in it."""
+        trees = self.steps[len(self.log.losses)]
+        return [replace(tree, slot=self.slot, number=number) for number, tree in enumerate(trees)]
+
+
+def _step(engine: Engine, courses: Sequence[_Course]) -> None:
+    """One step of every course."""
+    paces, salts = [Pace(0.0, 1.0)] * engine.slots, [0] * engine.slots
+    for course in courses:
+        done, recipe = len(course.log.losses), course.recipe
+        paces[course.slot] = Pace(learning_rate(recipe, done, len(course.steps)), recipe.clip)
+        salts[course.slot] = _mix(course.seed, done)
+    batch = make_batch(engine, [tree for course in courses for tree in course.next_trees()], salts)
+    losses = engine.step(batch, paces)
+    for course in courses:
+        loss = losses[course.slot]
+        course.log.losses.append(loss)
+        course.log.tokens += batch.tokens[course.slot]
+        _check_loss(loss, course)
+
+
+def _check_loss(loss: float, course: _Course) -> None:
     if not math.isfinite(loss):
-        raise StageError(f"the loss became {loss} at step {step} of {steps}; lower the learning rate ({recipe.lr})")
+        raise StageError(
+            f"the loss became {loss} at step {len(course.log.losses)} of {len(course.steps)}; "
+            f"lower the learning rate ({course.recipe.lr})"
+        )
 
 
-def make_batch(engine: Engine, trees: list[Tree]) -> Batch:
+def make_batch(engine: Engine, trees: Sequence[Tree], salts: Sequence[int] = ()) -> Batch:
     """The packs of this rank. Ranks short of packs repeat one with weight 0: gradients are reduced pack by pack."""
     shares = [engine.groups(share) for share in deal(trees, engine.world)]
     packs = [pack(group) for group in shares[engine.rank]]
@@ -137,7 +212,10 @@ def make_batch(engine: Engine, trees: list[Tree]) -> Batch:
     if missing:
         idle = replace(packs[-1] if packs else pack([min(trees, key=Tree.read_tokens)]), weight=0.0)
         packs += [idle] * missing
-    return Batch(packs, sum(tree.completion_tokens() for tree in trees))
+    tokens = [0] * engine.slots
+    for tree in trees:
+        tokens[tree.slot] += tree.completion_tokens()
+    return Batch(packs, tokens, list(salts))
 
 
 def deal(trees: Sequence[Tree], world: int) -> list[list[Tree]]:
@@ -147,14 +225,11 @@ def deal(trees: Sequence[Tree], world: int) -> list[list[Tree]]:
     pieces = list(trees)
     while len(pieces) < world:
         widest = max(pieces, key=lambda t: len(t.branches))
-        middle = len(widest.branches) // 2
-        if not middle:
+        halves = widest.cut()
+        if len(halves) == 1:
             break
         pieces.remove(widest)
-        pieces += [
-            Tree(widest.prefix, widest.branches[:middle]),
-            Tree(widest.prefix, widest.branches[middle:]),
-        ]
+        pieces += halves
     shares: list[list[Tree]] = [[] for _ in range(world)]
     load = [0] * world
     for tree in sorted(pieces, key=Tree.read_tokens, reverse=True):

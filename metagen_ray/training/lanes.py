@@ -1,7 +1,8 @@
 """Training on a Ray cluster: lanes of adapters side by side, meta-SFT over data-parallel workers. The only Ray here.
 
-A lane is one TorchTrainer: its processes load the base once and train a share of the jobs on one DeepSpeed engine; each
-adapter is committed by the worker that trained it. What was committed stays, so a lane that dies loses one job at most.
+A lane is one TorchTrainer: its processes load the base once and train a share of the jobs, bank by bank, on one
+DeepSpeed engine; each adapter is committed by the worker that trained it. What was committed stays, so a lane that dies
+loses one bank at most.
 """
 
 import os
@@ -22,7 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
-from metagen_ray.cost.bank import deal
+from metagen_ray.cost.bank import bank_memory, choose_bank, deal
+from metagen_ray.cost.decoder import read_decoder
 from metagen_ray.errors import StageError, UserError
 from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
@@ -76,7 +78,17 @@ def run_lanes(
     """
     shares = [share for share in deal_jobs(jobs, resources.lanes) if share]
     site = _site(base_dir, resources)
-    settings = [{"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage} for share in shares]
+    settings = [
+        {
+            "site": site,
+            "jobs": ray.put(share),
+            "store_root": store_root,
+            "stage": stage,
+            "bank": resources.bank,
+            "most": -(-len(jobs) // resources.lanes),
+        }
+        for share in shares
+    ]
     outcomes: dict[str, Outcome] = {}
 
     def finished(outcome: Outcome) -> None:
@@ -216,15 +228,32 @@ class _Run(threading.Thread):
 def _lane_loop(settings: dict) -> None:
     site, outbox = settings["site"], settings["queue"]
     store, stage = open_store(settings["store_root"]), settings["stage"]
-    done = store.keys(stage)
+    done, jobs = store.keys(stage), ray.get(settings["jobs"])
     speaks = ray.train.get_context().get_world_rank() == 0
     train_share(
         partial(_make_trainer, site),
-        ray.get(settings["jobs"]),
+        jobs,
         commit=lambda key, files, record: store.put_files(stage, key, files, record),
         tell=lambda outcome: outbox.put(astuple(outcome)) if speaks else None,
         is_done=done.__contains__,
+        bank=settings["bank"] or _bank_size(site, jobs, settings["most"]),
     )
+
+
+def _bank_size(site: Site, jobs: Sequence[AdapterJob], most: int) -> int:
+    """As many adapters as pay on a CPU, or as fit on this worker's GPU; `most` are wanted."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return choose_bank(most, 1)
+    decoder, recipe = read_decoder(Path(site.base_dir)), jobs[0].recipe
+    trees = [tree for job in jobs for tree in job.trees]
+    step = recipe.batch_rows / max(1, sum(len(tree.branches) for tree in trees))
+    read = step * sum(tree.read_tokens() for tree in trees)
+    logits = step * sum(tree.completion_tokens() for tree in trees)
+    adapter = decoder.adapter_parameters(recipe.rank, recipe.targets)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return choose_bank(most, 1, bank_memory(decoder, total, read, logits, adapter))
 
 
 def _meta_loop(settings: dict) -> MetaResult | str | None:
@@ -237,7 +266,7 @@ def _meta_loop(settings: dict) -> MetaResult | str | None:
 
 def _meta_result(settings: dict) -> MetaResult | None:
     epochs, inner_trees = ray.get(settings["work"])
-    trainer = _make_trainer(settings["site"], LoraShape.of(settings["recipe"]))
+    trainer = _make_trainer(settings["site"], [LoraShape.of(settings["recipe"])])
     rank = ray.train.get_context().get_world_rank()
     outbox = settings["queue"]
     on_step = throttled(lambda *step: outbox.put(step)) if rank == 0 else None
@@ -254,7 +283,7 @@ def _meta_result(settings: dict) -> MetaResult | None:
     return result if rank == 0 else None
 
 
-def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
+def _make_trainer(site: Site, shapes: Sequence[LoraShape]) -> Trainer:
     """Load the base and start DeepSpeed; imports stay here, so that the driver pays for none of them."""
     import torch
     from ray.train.torch import get_device
@@ -264,7 +293,7 @@ def _make_trainer(site: Site, shape: LoraShape) -> Trainer:
 
     torch.set_num_threads(site.threads)
     device = get_device()
-    model = AdaptedModel(load_base(site.base_dir, device), shape, device)
+    model = AdaptedModel(load_base(site.base_dir, device), shapes, device)
     return Trainer(model, DeepSpeedEngine(model, site.zero_stage))
 
 

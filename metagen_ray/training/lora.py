@@ -1,22 +1,24 @@
 """LoRA on a frozen decoder: where it goes, how it starts, its files in PEFT's format. Knows nothing of losses.
 
-An adapter is one flat fp32 vector. Every LoRA pair is a view into it, so an optimizer, a clip, an all-reduce or a reset
-handles one tensor where PEFT has two per layer; the numbers are PEFT's (tested against it). The files are those
-`PeftModel.from_pretrained` and vLLM read.
+A bank is one or more adapters on one model; every token of a pack is read with its own. An adapter is one flat fp32
+vector. Every LoRA pair is a view into it, so an optimizer, a clip, an all-reduce or a reset handles one tensor where
+PEFT has two per layer; the numbers are PEFT's (tested against it). The files are those `PeftModel.from_pretrained` and
+vLLM read.
 """
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from safetensors.torch import load, save
 from torch import nn
-from torch.nn import functional as F
 
 from metagen_ray.errors import InputError
 from metagen_ray.study import Recipe
+from metagen_ray.training.dropout import Drops
+from metagen_ray.training.product import Banked, banked_linear
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -25,7 +27,7 @@ Adapter = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LoraShape:
-    """What of a recipe decides the modules; jobs that agree in it can take turns on one engine."""
+    """What of a recipe decides the modules; jobs that agree in it can share an engine."""
 
     rank: int
     alpha: float
@@ -59,58 +61,61 @@ class LoraShape:
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer plus scaling * B A; A and B are lent by the adapter before each forward."""
+    """A frozen linear layer plus scaling * B A of each token's adapter; the bank lends pairs before each forward."""
 
-    def __init__(self, base: nn.Linear, shape: LoraShape) -> None:
+    def __init__(self, base: nn.Linear, number: int, bank: "Bank") -> None:
         super().__init__()
         self.base = base
-        self.scaling = shape.alpha / shape.rank
-        self.dropout = shape.dropout
-        self.a: torch.Tensor | None = None
-        self.b: torch.Tensor | None = None
+        self.number = number
+        self.lent = bank.lent
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The layer's output with the adapter's part."""
-        assert self.a is not None and self.b is not None, "the adapter lends its views before a forward"
-        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        if self.dropout and self.training:
-            low = F.linear(F.dropout(x, self.dropout), a)
-            return self.base(x) + F.linear(low, b) * self.scaling
-        return _LoraProduct.apply(x, self.base.weight, self.base.bias, a, b, self.scaling)
+        """The layer's output with the adapters' part."""
+        lent = self.lent
+        assert lent.how is not None, "the bank lends its pairs before a forward"
+        drop = lent.drops.scale(self.number, x.shape[-1]).to(x.dtype) if lent.drops else None
+        weight, bias = self.base.weight, self.base.bias
+        return banked_linear(x, weight, bias, lent.pairs[self.number], lent.how, drop)
 
 
-class _LoraProduct(torch.autograd.Function):
-    """x W' + bias + s (x A') B' in one node: on a small model half of a step is the cost of calling operators."""
+@dataclass(slots=True)
+class Lent:
+    """What the layers read of the adapters during one forward."""
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, a, b, scaling):
-        rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.t()
-        out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
-        out.addmm_(low, b.t(), alpha=scaling)
-        ctx.save_for_backward(rows, low, weight, a, b)
-        ctx.scaling, ctx.shape = scaling, x.shape
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        rows, low, weight, a, b = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
-        # With a narrow side MKL is 2-4 x slower on the plain forms (grad @ b, grad.t() @ low) than on these.
-        grad_low = (grad @ b.t().contiguous().t()).mul_(ctx.scaling)
-        grad_b = (low.t() @ grad).mul_(ctx.scaling).t()
-        grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return grad_x, None, None, grad_low.t() @ rows, grad_b, None
+    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)  # [layer][slot]
+    how: Banked | None = None
+    drops: Drops | None = None
 
 
-class LoraSlots:
-    """The LoRA pairs of one model in a fixed order, and their places in the flat vector."""
+class Bank:
+    """The LoRA pairs of one model for one or several adapters, which may differ in all but their targets."""
 
-    def __init__(self, model: nn.Module, shape: LoraShape) -> None:
+    def __init__(self, model: nn.Module, shapes: Sequence[LoraShape]) -> None:
+        targets = {shape.targets for shape in shapes}
+        if len(targets) != 1:
+            raise InputError(f"adapters of one bank have the same targets; these have {sorted(map(str, targets))}")
+        self.lent = Lent()
+        self.layers = _insert(model, targets.pop(), self)
+        self.slots = [Slot(shape, self.layers) for shape in shapes]
+
+    def lend(self, flats: Sequence[torch.Tensor], dtype: torch.dtype, how: Banked, drops: Drops | None = None) -> None:
+        """Give every layer its views of the adapters; gradients flow back into all of them, 0 where none were read."""
+        whole = torch.cat(list(flats)).to(dtype)
+        views = iter(whole.split([size for slot in self.slots for size in slot.sizes]))
+        by_slot = [[next(views).view(shape) for _, shape in slot.parts] for slot in self.slots]
+        layers = range(len(self.layers))
+        self.lent.pairs = [[(views[2 * n], views[2 * n + 1]) for views in by_slot] for n in layers]
+        self.lent.how, self.lent.drops = how, drops
+
+
+class Slot:
+    """One adapter's place in a bank: the order and the shapes of its pairs in the flat vector."""
+
+    def __init__(self, shape: LoraShape, layers: Mapping[str, LoraLinear]) -> None:
         self.shape = shape
-        self.layers = _insert(model, shape)
+        self.modules = sorted({path.rsplit(".", 1)[-1] for path in layers})
         self.parts: list[tuple[str, tuple[int, int]]] = []
-        for path, layer in self.layers.items():
+        for path, layer in layers.items():
             self.parts.append((f"base_model.model.{path}.lora_A.weight", (shape.rank, layer.base.in_features)))
             self.parts.append((f"base_model.model.{path}.lora_B.weight", (layer.base.out_features, shape.rank)))
         self.sizes = [rows * columns for _, (rows, columns) in self.parts]
@@ -119,12 +124,6 @@ class LoraSlots:
     def size(self) -> int:
         """Length of the flat vector."""
         return sum(self.sizes)
-
-    def lend(self, flat: torch.Tensor) -> None:
-        """Give every layer its views of `flat`; gradients flow back into it."""
-        views = [v.view(size) for v, (_, size) in zip(flat.split(self.sizes), self.parts, strict=True)]
-        for index, layer in enumerate(self.layers.values()):
-            layer.a, layer.b = views[2 * index], views[2 * index + 1]
 
     def initial(self, seed: int) -> torch.Tensor:
         """A fresh adapter as PEFT starts it: A uniform in +-1/sqrt(inputs), B zero; drawn on the CPU by `seed`."""
@@ -154,9 +153,8 @@ class LoraSlots:
 
     def files(self, adapter: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
         """The adapter's directory in PEFT's format, as bytes by file name."""
-        targets = sorted({path.rsplit(".", 1)[-1] for path in self.layers})
         tensors = {name: adapter[name].contiguous() for name in sorted(adapter)}
-        return {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: self.shape.config_json(targets)}
+        return {WEIGHTS: save(tensors, metadata={"format": "pt"}), CONFIG: self.shape.config_json(self.modules)}
 
 
 def read_adapter(files: Mapping[str, bytes]) -> Adapter:
@@ -164,13 +162,13 @@ def read_adapter(files: Mapping[str, bytes]) -> Adapter:
     return load(files[WEIGHTS])
 
 
-def _insert(model: nn.Module, shape: LoraShape) -> dict[str, LoraLinear]:
+def _insert(model: nn.Module, targets: tuple[str, ...] | str, bank: Bank) -> dict[str, LoraLinear]:
     """Put a LoraLinear in place of every target; their paths as keys, in module order."""
     layers = {}
-    for path in _target_paths(model, shape.targets):
+    for path in _target_paths(model, targets):
         parent, _, name = path.rpartition(".")
         holder = model.get_submodule(parent)
-        layers[path] = LoraLinear(getattr(holder, name), shape)
+        layers[path] = LoraLinear(getattr(holder, name), len(layers), bank)
         setattr(holder, name, layers[path])
     return layers
 

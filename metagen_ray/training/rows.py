@@ -10,6 +10,7 @@ Axes: S token of the pack, C completion token of the pack.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 
 import torch
 
@@ -26,10 +27,17 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A prefix and what follows it; the completion of every branch has at least one token before it."""
+    """A prefix and what follows it; the completion of every branch has at least one token before it.
+
+    `slot` says which adapter of a bank it trains, `number` its place in that adapter's step, `first` which branch of
+    the whole tree comes first where this is a piece of one.
+    """
 
     prefix: list[int]
     branches: tuple[Branch, ...]
+    slot: int = 0
+    number: int = 0
+    first: int = 0
 
     def completion_tokens(self) -> int:
         """Tokens under the loss."""
@@ -40,6 +48,14 @@ class Tree:
         prompts = {tuple(b.prompt) for b in self.branches}
         return len(self.prefix) + sum(map(len, prompts)) + sum(len(b.completion) - 1 for b in self.branches)
 
+    def cut(self) -> "list[Tree]":
+        """The tree as two pieces under the same prefix; itself if it has one branch."""
+        middle = len(self.branches) // 2
+        if not middle:
+            return [self]
+        left, right = self.branches[:middle], self.branches[middle:]
+        return [replace(self, branches=left), replace(self, branches=right, first=self.first + middle)]
+
 
 def plain_row(prompt: list[int], completion: list[int]) -> Tree:
     """An ordinary fine-tuning row as a tree."""
@@ -47,19 +63,40 @@ def plain_row(prompt: list[int], completion: list[int]) -> Tree:
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """Where a tree lies in a pack: start:fork are its prefix, fork:end its branches; one of one branch is straight."""
+
+    start: int
+    fork: int
+    end: int
+    straight: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Pack:
-    """One sequence a model reads, and what it must predict. The last three of the S fields decide who sees whom."""
+    """One sequence a model reads, and what it must predict. tree_S, group_S and leaf_S decide who sees whom.
+
+    `mark_S` names a token by its place in its adapter's step, whatever pack it is read in.
+    """
 
     token_S: torch.Tensor
     position_S: torch.Tensor
     tree_S: torch.Tensor
     group_S: torch.Tensor
     leaf_S: torch.Tensor
+    mark_S: torch.Tensor
     source_C: torch.Tensor
     label_C: torch.Tensor
     branch_C: torch.Tensor
-    is_plain: bool  # one straight row: ordinary causal attention serves
+    slot_C: torch.Tensor
+    spans: tuple[Span, ...]
+    segments: tuple[tuple[int, int, int], ...]  # (slot, first token, end) in order
     weight: float = 1.0
+
+    @property
+    def is_straight(self) -> bool:
+        """One straight row: ordinary causal attention serves."""
+        return len(self.spans) == 1 and self.spans[0].straight
 
     def visible_SS(self) -> torch.Tensor:
         """Boolean [reader, read]: earlier tokens of the same tree that lie on the reader's path."""
@@ -70,17 +107,20 @@ class Pack:
 
     def to(self, device: torch.device) -> "Pack":
         """The same pack on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("is_plain", "weight")}
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("_S", "_C"))}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
 
 def pack(trees: Sequence[Tree], weight: float = 1.0) -> Pack:
-    """Lay trees into one sequence, branches numbered through all of them. ValueError if a completion has no context."""
+    """Lay trees into one sequence, those of one adapter together, branches numbered through all of them.
+
+    ValueError if a completion has no context.
+    """
     columns = _Columns()
-    for tree_id, tree in enumerate(trees):
+    for tree_id, tree in enumerate(sorted(trees, key=lambda t: t.slot)):
         columns.add_tree(tree_id, tree)
     long = [torch.tensor(c, dtype=torch.long) for c in columns.as_lists()]
-    return Pack(*long, is_plain=len(trees) == 1 and len(trees[0].branches) == 1, weight=weight)
+    return Pack(*long, spans=tuple(columns.spans), segments=columns.segments(), weight=weight)
 
 
 def split_by_size(trees: Sequence[Tree], limit_tokens: int) -> list[list[Tree]]:
@@ -122,37 +162,47 @@ class _Columns:
         self.tree: list[int] = []
         self.group: list[int] = []
         self.leaf: list[int] = []
+        self.mark: list[int] = []
         self.source: list[int] = []
         self.label: list[int] = []
         self.branch: list[int] = []
+        self.slot: list[int] = []
+        self.spans: list[Span] = []
+        self.slots: list[int] = []  # by tree
         self.groups = self.leaves = 0
 
     def as_lists(self) -> tuple[list[int], ...]:
         return (
-            self.token,
-            self.position,
-            self.tree,
-            self.group,
-            self.leaf,
-            self.source,
-            self.label,
-            self.branch,
-        )
+            self.token, self.position, self.tree, self.group, self.leaf, self.mark,
+            self.source, self.label, self.branch, self.slot,
+        )  # fmt: skip
+
+    def segments(self) -> tuple[tuple[int, int, int], ...]:
+        runs = groupby(zip(self.slots, self.spans, strict=True), key=lambda pair: pair[0])
+        laid = [(slot, [span for _, span in run]) for slot, run in runs]
+        return tuple((slot, spans[0].start, spans[-1].end) for slot, spans in laid)
 
     def add_tree(self, tree: int, rows: Tree) -> None:
-        prefix_end = self._segment(rows.prefix, 0, tree, PREFIX, PREFIX)
+        start = len(self.token)
+        prefix_end = self._segment(rows.prefix, 0, tree, PREFIX, PREFIX, _mark(rows.number, 0))
+        fork = len(self.token)
         by_prompt: dict[tuple[int, ...], list[tuple[int, Branch]]] = {}
-        for number, branch in enumerate(rows.branches, start=self.leaves):
+        for number, branch in enumerate(rows.branches):
             by_prompt.setdefault(tuple(branch.prompt), []).append((number, branch))
         for prompt, branches in by_prompt.items():
-            start = len(rows.prefix)
-            end = self._segment(prompt, start, tree, self.groups, PREFIX) if prompt else prefix_end
-            for leaf, branch in branches:
-                self._completion(branch, start + len(prompt), end, tree, leaf)
+            at = len(rows.prefix)
+            mark = _mark(rows.number, 1 + rows.first + branches[0][0])
+            end = self._segment(prompt, at, tree, self.groups, PREFIX, mark) if prompt else prefix_end
+            for number, branch in branches:
+                mark = _mark(rows.number, 1 + rows.first + number)
+                self._completion(branch, at + len(prompt), end, tree, self.leaves + number, mark)
             self.groups += 1
         self.leaves += len(rows.branches)
+        self.slot += [rows.slot] * rows.completion_tokens()
+        self.slots.append(rows.slot)
+        self.spans.append(Span(start, fork, len(self.token), len(rows.branches) == 1))
 
-    def _segment(self, tokens: Sequence[int], position: int, tree: int, group: int, leaf: int) -> int:
+    def _segment(self, tokens: Sequence[int], position: int, tree: int, group: int, leaf: int, mark: int) -> int:
         """Append tokens; the index of the last token laid so far in this tree's path, or -1 where there is none."""
         size = len(tokens)
         self.token += tokens
@@ -160,15 +210,21 @@ class _Columns:
         self.tree += [tree] * size
         self.group += [group] * size
         self.leaf += [leaf] * size
+        self.mark += range(mark + position, mark + position + size)
         return len(self.token) - 1 if size else -1
 
-    def _completion(self, branch: Branch, position: int, last_context: int, tree: int, leaf: int) -> None:
+    def _completion(self, branch: Branch, position: int, last_context: int, tree: int, leaf: int, mark: int) -> None:
         if last_context < 0 or not branch.completion:
             raise ValueError(
                 f"branch {leaf} of the pack has an empty completion or nothing before it; nothing predicts it"
             )
         first = len(self.token)
-        self._segment(branch.completion[:-1], position, tree, self.groups, leaf)
+        self._segment(branch.completion[:-1], position, tree, self.groups, leaf, mark)
         self.source += [last_context, *range(first, len(self.token))]
         self.label += branch.completion
         self.branch += [leaf] * len(branch.completion)
+
+
+def _mark(number: int, path: int) -> int:
+    """The mark of position 0: 2^20 positions of 2^16 paths of a tree."""
+    return (number << 36) + (path << 20)

@@ -1,4 +1,4 @@
-"""What one training process does: a share of adapters in turn, or its part of meta-SFT. Knows no Ray and no store.
+"""What one training process does: a share of adapters in banks, or its part of meta-SFT. Knows no Ray and no store.
 
 The caller brings `commit` and `tell` as plain callables, so the same loops serve Ray Train, a bare GPU box and tests.
 """
@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from metagen_ray.cost.bank import cut_banks
 from metagen_ray.errors import UserError
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel
-from metagen_ray.training.core import Engine, OnStep, TrainLog, train, train_epochs
+from metagen_ray.training.core import Engine, Member, OnStep, TrainLog, train_bank, train_epochs
 from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.rows import Tree
 from metagen_ray.training.score import mean_loss
@@ -55,59 +56,101 @@ class Trainer:
         self.model = model
         self.engine = engine
 
-    def files(self, adapter: Adapter) -> Files:
+    def files(self, adapter: Adapter, slot: int = 0) -> Files:
         """An adapter as the files that are stored."""
-        return self.model.slots.files(adapter)
+        return self.model.slots[slot].files(adapter)
+
+
+MakeTrainer = Callable[[Sequence[LoraShape]], Trainer]
 
 
 def train_share(
-    make_trainer: Callable[[LoraShape], Trainer],
+    make_trainer: MakeTrainer,
     jobs: Sequence[AdapterJob],
     commit: Commit,
     tell: Callable[[Outcome], None],
     is_done: Callable[[str], bool] = lambda key: False,
+    bank: int = 1,
 ) -> list[Outcome]:
-    """Train jobs one after another on one trainer per LoRA shape; every rank runs the same jobs, rank 0 commits.
+    """Train jobs in banks of `bank` adapters on one trainer per LoRA shape; every rank runs the same, rank 0 commits.
 
     A failed job is an outcome. Where peers wait for this process, its own breakdown (memory, a lost peer) is raised.
     """
     outcomes = []
-    trainers: dict[LoraShape, Trainer] = {}  # one at a time: the base of the last shape makes room for the next
-    for job in sorted(jobs, key=lambda j: repr(LoraShape.of(j.recipe))):
-        if is_done(job.key):
-            outcome = Outcome(job.key, True, "stood in the store")
-        else:
-            outcome = _outcome(make_trainer, trainers, job, commit)
+
+    def finish(outcome: Outcome) -> None:
         outcomes.append(outcome)
         tell(outcome)
+
+    for job in jobs:
+        if is_done(job.key):
+            finish(Outcome(job.key, True, "stood in the store"))
+    for same in _by_shape([job for job in jobs if not is_done(job.key)]):
+        banks = make_banks(same, bank)
+        shapes = [LoraShape.of(same[0].recipe)] * max(map(len, banks))
+        lane = _Lane(lambda shapes=shapes: make_trainer(shapes), commit, finish)
+        for members in banks:
+            lane.train(members)
     return outcomes
 
 
-def _outcome(
-    make_trainer: Callable[[LoraShape], Trainer], trainers: dict[LoraShape, Trainer], job: AdapterJob, commit: Commit
-) -> Outcome:
-    start, shape = time.perf_counter(), LoraShape.of(job.recipe)
-    survivable: tuple[type[Exception], ...] = (UserError,)
-    try:
-        if shape not in trainers:
-            trainers.clear()
-            trainers[shape] = make_trainer(shape)
-        # Bad rows fail on every rank alike; running out of memory may not, and the others would wait.
-        survivable += (ValueError, RuntimeError) if trainers[shape].engine.world == 1 else (ValueError,)
-        losses = _train_one(trainers[shape], job, commit)
-    except survivable as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        return Outcome(job.key, False, reason, time.perf_counter() - start)
-    return Outcome(job.key, True, "", time.perf_counter() - start, tuple(losses))
+def make_banks(jobs: Sequence[AdapterJob], bank: int) -> list[list[AdapterJob]]:
+    """Jobs in banks of at most `bank`, as even as they can be; those of like length together, as a bank ends with its
+    longest member.
+    """
+    ordered = sorted(jobs, key=AdapterJob.cost, reverse=True)
+    return [[ordered[n] for n in members] for members in cut_banks(range(len(ordered)), bank)]
 
 
-def _train_one(trainer: Trainer, job: AdapterJob, commit: Commit) -> list[float]:
-    log = train(trainer.engine, job.trees, job.recipe, job.seed)
-    adapter = trainer.engine.adapter()
-    if trainer.engine.rank == 0:
-        numbers = {"train_seconds": log.seconds, "train_tokens": log.tokens, "last_loss": log.losses[-1]}
-        commit(job.key, trainer.files(adapter), {**job.record, **numbers})
-    return log.losses
+def _by_shape(jobs: Sequence[AdapterJob]) -> list[list[AdapterJob]]:
+    found: dict[LoraShape, list[AdapterJob]] = {}
+    for job in jobs:
+        found.setdefault(LoraShape.of(job.recipe), []).append(job)
+    return list(found.values())
+
+
+class _Lane:
+    """Banks of one shape on one trainer, which is made when the first one needs it."""
+
+    def __init__(self, make: Callable[[], Trainer], commit: Commit, tell: Callable[[Outcome], None]) -> None:
+        self.make, self.commit, self.tell = make, commit, tell
+        self.trainer: Trainer | None = None
+
+    def train(self, jobs: Sequence[AdapterJob]) -> None:
+        """Train and commit a bank. One that breaks is halved, until what breaks it stands alone and fails alone."""
+        start = time.perf_counter()
+        survivable: tuple[type[Exception], ...] = (UserError,)
+        try:
+            self.trainer = self.trainer or self.make()
+            # Bad rows fail on every rank alike; running out of memory may not, and the others would wait.
+            survivable += (ValueError, RuntimeError) if self.trainer.engine.world == 1 else (ValueError,)
+            logs = train_bank(self.trainer.engine, [Member(j.trees, j.recipe, j.seed) for j in jobs])
+        except survivable as error:
+            if len(jobs) == 1 or self.trainer is None:
+                for job in jobs:
+                    self.tell(Outcome(job.key, False, _reason(error), time.perf_counter() - start))
+                return
+            middle = len(jobs) // 2
+            self.train(jobs[:middle])
+            self.train(jobs[middle:])
+            return
+        for slot, (job, log) in enumerate(zip(jobs, logs, strict=True)):
+            self.tell(self._committed(job, slot, log, len(jobs)))
+
+    def _committed(self, job: AdapterJob, slot: int, log: TrainLog, bank: int) -> Outcome:
+        assert self.trainer is not None
+        adapter = self.trainer.engine.adapter(slot)
+        numbers = {"train_seconds": log.seconds, "train_tokens": log.tokens, "last_loss": log.losses[-1], "bank": bank}
+        try:
+            if self.trainer.engine.rank == 0:
+                self.commit(job.key, self.trainer.files(adapter, slot), {**job.record, **numbers})
+        except UserError as error:
+            return Outcome(job.key, False, _reason(error), log.seconds)
+        return Outcome(job.key, True, "", log.seconds, tuple(log.losses))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)

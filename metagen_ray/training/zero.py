@@ -1,23 +1,23 @@
 """The DeepSpeed engine: ZeRO 0, 1 or 2 over torch.distributed. Owns DeepSpeed's traps; knows nothing of Ray or data.
 
-torch.distributed must be up (Ray Train does it; `start_alone` for one process). The adapter is one flat tensor, so
-DeepSpeed handles one parameter whatever the model: one hook, one bucket, one optimizer state.
+torch.distributed must be up (Ray Train does it; `start_alone` for one process). An adapter is one flat tensor, so
+DeepSpeed handles one parameter and one group an adapter, whatever the model.
 """
 
 import importlib
 import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from metagen_ray.errors import StageError
 from metagen_ray.training.base import AdaptedModel
-from metagen_ray.training.core import Batch, Snapshot
+from metagen_ray.training.core import Batch, Pace, Snapshot
 from metagen_ray.training.lora import Adapter
-from metagen_ray.training.plain import adamw, forget, moments, set_moments, set_rate
+from metagen_ray.training.plain import adamw, clip, draw, forget, moments, set_moments, set_rates, slot_losses
 from metagen_ray.training.rows import Tree
 
 
@@ -29,6 +29,7 @@ class DeepSpeedEngine:
 
     def __init__(self, model: AdaptedModel, zero_stage: int) -> None:
         self.model = model
+        self.slots = len(model.slots)
         self.zero_stage = zero_stage
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.optimizer = adamw(model)
@@ -38,58 +39,57 @@ class DeepSpeedEngine:
         """Trees by pack."""
         return self.model.groups(trees)
 
-    def step(self, batch: Batch, lr: float, clip: float) -> float:
-        """One update; the mean loss per completion token over all ranks before it."""
-        mine = torch.zeros((), device=self.model.device)
+    def step(self, batch: Batch, paces: Sequence[Pace]) -> list[float]:
+        """One update; each slot's mean loss per completion token over all ranks before it."""
+        mine = torch.zeros(self.slots, device=self.model.device)
         for number, pack in enumerate(batch.packs, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(batch.packs))
-            loss = self.engine(pack).sum() * (pack.weight / batch.tokens)
-            self.engine.backward(loss * self.world)  # DeepSpeed averages over ranks, the loss is a sum over them
-            mine += loss.detach()
-        total = self._clip(clip, mine)
-        set_rate(self.optimizer, lr)
+            loss_G = slot_losses(self.engine(pack, batch.salts), pack, batch.tokens)
+            self.engine.backward(loss_G.sum() * self.world)  # DeepSpeed averages over ranks, the loss is a sum
+            mine += loss_G.detach()
+        losses = self._clip(paces, mine)
+        set_rates(self.optimizer, paces)
         self.engine.step()
-        return total
+        return losses
 
-    def reset(self, seed: int, weight_decay: float) -> None:
-        """A fresh adapter drawn from `seed`, in ZeRO's partitions too, and an optimizer without memory."""
+    def reset(self, seeds: Sequence[int], weight_decays: Sequence[float]) -> None:
+        """Fresh adapters drawn from their seeds, in ZeRO's partitions too, and an optimizer without memory."""
         self._drop_gradients()
-        with torch.no_grad():
-            self.model.flat.copy_(self.model.slots.initial(seed))
+        draw(self.model, seeds)
         self._spread_weights()
-        forget(self.optimizer, weight_decay)
+        forget(self.optimizer, weight_decays)
 
     def snapshot(self) -> Snapshot:
-        """Where the training stands; the ranks' parts of the moments are put together."""
+        """Where the training of the first slot stands; the ranks' parts of the moments are put together."""
         first, second, updates = moments(self.optimizer)
-        return Snapshot(self.model.flat.detach().cpu().clone(), self._whole(first), self._whole(second), updates)
+        return Snapshot(self.model.flats[0].detach().cpu().clone(), self._whole(first), self._whole(second), updates)
 
     def restore(self, snapshot: Snapshot, weight_decay: float) -> None:
-        """Go on from a snapshot of any world."""
+        """Go on with the first slot from a snapshot of any world."""
         self._drop_gradients()
         with torch.no_grad():
-            self.model.flat.copy_(snapshot.flat)
+            self.model.flats[0].copy_(snapshot.flat)
         self._spread_weights()
         first, second = self._part(snapshot.first), self._part(snapshot.second)
         set_moments(self.optimizer, first, second, snapshot.updates, weight_decay)
 
-    def adapter(self) -> Adapter:
-        """The adapter under PEFT's names; ZeRO has gathered it after every step."""
-        return self.model.slots.named(self.model.flat)
+    def adapter(self, slot: int = 0) -> Adapter:
+        """A slot's adapter under PEFT's names; ZeRO has gathered it after every step."""
+        return self.model.slots[slot].named(self.model.flats[slot])
 
     def _spread_weights(self) -> None:
-        """Bring ZeRO's own fp32 copy of this rank's part in line with the adapter."""
+        """Bring ZeRO's own fp32 copies of this rank's parts in line with the adapters."""
         if self.zero_stage:
             self.engine.optimizer.refresh_fp32_params()
 
     def _whole(self, part: torch.Tensor) -> torch.Tensor:
         """All ranks' parts of a vector as long as the adapter, without ZeRO's padding."""
         if not self.zero_stage or self.world == 1:
-            return part[: self.model.flat.numel()]
+            return part[: self.model.flats[0].numel()]
         part = part.to(self.model.device)
         parts = [torch.empty_like(part) for _ in range(self.world)]
         dist.all_gather(parts, part)
-        return torch.cat(parts)[: self.model.flat.numel()].cpu()
+        return torch.cat(parts)[: self.model.flats[0].numel()].cpu()
 
     def _part(self, whole: torch.Tensor) -> torch.Tensor:
         """The part of such a vector that is this rank's, padded as ZeRO pads."""
@@ -101,35 +101,31 @@ class DeepSpeedEngine:
 
     def _drop_gradients(self) -> None:
         """What a step that failed half-way has left; it would be added to the next adapter's first gradient."""
-        self.model.flat.grad = None
+        for flat in self.model.flats:
+            flat.grad = None
         if self.zero_stage:
             zero = self.engine.optimizer
             zero.zero_grad()
             for group in zero.averaged_gradients:
                 zero.averaged_gradients[group] = zero.all_grad_tensors[group] = None
 
-    def _clip(self, clip: float, loss: torch.Tensor) -> float:
-        """Scale the gradient to norm `clip` at most; returns the loss summed over ranks, in the same all-reduce.
+    def _clip(self, paces: Sequence[Pace], losses: torch.Tensor) -> list[float]:
+        """Scale each adapter's gradient to its own limit; returns the losses summed over ranks, in the same all-reduce.
 
         DeepSpeed's own clip is one norm over all parameters, which a bank of adapters cannot use; and it skips a step
         with an infinite gradient without a word.
         """
         if self.zero_stage:
-            gradients = self.engine.optimizer.averaged_gradients[0]  # this rank's partition; p.grad is None
-            share = 1.0
+            held = self.engine.optimizer.averaged_gradients  # this rank's partitions by group; p.grad is None
+            gradients, share = [held[slot] for slot in range(self.slots)], 1.0
         else:
-            gradients: list[Any] = [self.model.flat.grad]  # whole and equal on every rank
-            share = 1.0 / self.world
-        sums = torch.stack([torch.stack([g.square().sum() for g in gradients]).sum() * share, loss])
+            gradients, share = [[flat.grad] for flat in self.model.flats], 1.0 / self.world  # whole on every rank
+        squares = [torch.stack([g.square().sum() for g in parts]).sum() * share for parts in gradients]
+        sums = torch.cat([torch.stack(squares), losses])
         if self.world > 1:
             dist.all_reduce(sums)
-        norm, total = sums[0].sqrt().item(), sums[1].item()
-        if not norm < float("inf"):
-            raise StageError(f"the gradient is not finite (norm {norm}, loss {total}); lower the learning rate")
-        if norm > clip:
-            for gradient in gradients:
-                gradient.mul_(clip / (norm + 1e-6))
-        return total
+        clip(gradients, paces, list(sums[: self.slots].sqrt()))
+        return sums[self.slots :].tolist()
 
 
 def start_alone() -> None:
@@ -157,7 +153,7 @@ def import_deepspeed() -> Any:
 
 
 def _initialize(model: AdaptedModel, optimizer: torch.optim.Optimizer, zero_stage: int) -> Any:
-    size = model.flat.numel()
+    size = sum(flat.numel() for flat in model.flats)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -174,7 +170,7 @@ def _initialize(model: AdaptedModel, optimizer: torch.optim.Optimizer, zero_stag
     engine, *_ = import_deepspeed().initialize(
         model=model,
         optimizer=optimizer,
-        model_parameters=[model.flat],
+        model_parameters=list(model.flats),
         config=config,
         dist_init_required=False,
     )

@@ -53,6 +53,18 @@ def test_shard_of_any_size_has_its_record_at_hand(store: Store):
     assert store.read_shard("big", KEY)[0].equals(big)
 
 
+def test_marks_are_listed_by_label_and_may_be_put_twice(store: Store):
+    one, two, other = (content_key({"n": n}) for n in range(1, 4))
+    assert store.marked("judge") == {}
+    for label, key in ((one, KEY), (one, KEY), (one, two), (two, other)):
+        store.mark("judge", label, key)
+    assert store.marked("judge") == {one: {KEY, two}, two: {other}}
+    assert store.marked("predict") == {} and store.keys("judge") == set()
+    for stage, label, key in (("../judge", one, KEY), ("judge", "..", KEY), ("judge", one, "x")):
+        with pytest.raises(ValueError):
+            store.mark(stage, label, key)
+
+
 def test_missing_artifact_is_said_to_be_missing(store: Store):
     assert not store.has("judge", KEY)
     assert store.keys("judge") == set()

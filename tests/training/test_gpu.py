@@ -38,8 +38,8 @@ def mixed_trees() -> list[Tree]:
 @pytest.mark.parametrize("kind", ["plain", "deepspeed"])
 def test_cuda_engine_trains_close_to_the_cpu(tmp_path: Path, kind: str) -> None:
     directory = make_tiny_model(tmp_path)
-    cpu = PlainEngine(AdaptedModel(load_base(directory), LoraShape.of(RECIPE)))
-    model = AdaptedModel(load_base(directory, "cuda"), LoraShape.of(RECIPE), "cuda")
+    cpu = PlainEngine(AdaptedModel(load_base(directory), [LoraShape.of(RECIPE)]))
+    model = AdaptedModel(load_base(directory, "cuda"), [LoraShape.of(RECIPE)], "cuda")
     engine: Engine = PlainEngine(model)
     if kind == "deepspeed":
         from metagen_ray.training.zero import DeepSpeedEngine, start_alone
@@ -49,6 +49,6 @@ def test_cuda_engine_trains_close_to_the_cpu(tmp_path: Path, kind: str) -> None:
     assert np.allclose(
         train(engine, mixed_trees(), RECIPE, 1).losses, train(cpu, mixed_trees(), RECIPE, 1).losses, rtol=0.02
     )
-    assert model.flat.dtype == torch.float32 and all(t.dtype == torch.float32 for t in engine.adapter().values())
+    assert model.flats[0].dtype == torch.float32 and all(t.dtype == torch.float32 for t in engine.adapter().values())
     ours, theirs = (np.concatenate(score(m, mixed_trees())) for m in (model, cpu.model))
     assert np.abs(ours - theirs).mean() < 0.1

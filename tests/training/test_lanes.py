@@ -1,6 +1,6 @@
 """Lanes and meta-SFT on a Ray cluster of this machine: commits, failures, progress, a killed worker, equal adapters."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,8 @@ def gap(ours: Adapter, theirs: Adapter) -> float:
     return max((ours[n] - theirs[n]).abs().max().item() for n in theirs)
 
 
-def plain_trainer(model_dir: Path, shape: LoraShape) -> Trainer:
-    model = AdaptedModel(load_base(model_dir), shape)
+def plain_trainer(model_dir: Path, shapes: Sequence[LoraShape]) -> Trainer:
+    model = AdaptedModel(load_base(model_dir), shapes)
     return Trainer(model, PlainEngine(model))
 
 
@@ -79,7 +79,7 @@ def test_lanes_commit_what_the_plain_engine_trains_and_report_failures(
 
     plain: dict[str, Adapter] = {}
     train_share(
-        lambda shape: plain_trainer(model_dir, shape),
+        lambda shapes: plain_trainer(model_dir, shapes),
         jobs[:5],
         lambda key, files, record: plain.__setitem__(key, read_adapter(files)),
         lambda outcome: None,
@@ -94,7 +94,7 @@ def test_lanes_commit_what_the_plain_engine_trains_and_report_failures(
     assert all(o.ok and o.reason == "stood in the store" for o in again)
 
 
-def test_lanes_killed_worker_loses_one_job_at_most(cluster: None, model_dir: Path, tmp_path: Path) -> None:
+def test_lanes_killed_worker_loses_one_bank_at_most(cluster: None, model_dir: Path, tmp_path: Path) -> None:
     jobs = [job(n, count=60) for n in range(20, 26)]
     killed: list[int] = []
 
@@ -106,7 +106,7 @@ def test_lanes_killed_worker_loses_one_job_at_most(cluster: None, model_dir: Pat
             killed.append(workers[0].pid)
             workers[0].kill()
 
-    one_lane = TWO_LANES.model_copy(update={"lanes": 1})
+    one_lane = TWO_LANES.model_copy(update={"lanes": 1, "bank": 2})
     outcomes = run_lanes(model_dir, jobs, one_lane, str(tmp_path / "store"), "object_sft", "test", kill_once)
     assert killed and all(o.ok for o in outcomes)
     assert open_store(str(tmp_path / "store")).keys("object_sft") == {j.key for j in jobs}
@@ -131,7 +131,7 @@ def test_meta_two_workers_equal_the_plain_engine_and_a_second_run_starts_from_th
         model_dir, epochs.__getitem__, META, 3, resources, "test", inner, False,
         lambda step, total, loss: steps.append((step, total)), shelf,
     )  # fmt: skip
-    expected = train_meta(plain_trainer(model_dir, LoraShape.of(META)), epochs, META, 3, inner)
+    expected = train_meta(plain_trainer(model_dir, [LoraShape.of(META)]), epochs, META, 3, inner)
     assert np.allclose(result.losses, expected.losses, atol=1e-5)
     assert np.allclose(result.inner_losses, expected.inner_losses, atol=1e-5)
     assert gap(read_adapter(result.files), read_adapter(expected.files)) < 1e-5

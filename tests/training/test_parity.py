@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, get_scheduler
+from transformers import AutoModelForCausalLM
 
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel, load_base
 from metagen_ray.training.core import train
 from metagen_ray.training.lora import LoraShape
 from metagen_ray.training.plain import PlainEngine
+from metagen_ray.training.product import Banked
 from metagen_ray.training.rows import Tree, plain_row
 from tests.tiny import make_tiny_model
+from tests.training.peft_alone import largest_gap, orders, peft_weights, stock_peft, train_peft
 
 SEED = 5
 
@@ -38,44 +40,7 @@ def random_rows(count: int, seed: int = 0) -> list[Tree]:
 
 
 def engine_for(model_dir: Path, recipe: Recipe) -> PlainEngine:
-    return PlainEngine(AdaptedModel(load_base(model_dir), LoraShape.of(recipe)))
-
-
-def stock_peft(model_dir: Path, engine: PlainEngine, directory: Path, seed: int) -> PeftModel:
-    """The base with the engine's starting adapter, loaded by PEFT from the files we write."""
-    slots = engine.model.slots
-    directory.mkdir()
-    for name, data in slots.files(slots.named(slots.initial(seed))).items():
-        (directory / name).write_bytes(data)
-    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    return PeftModel.from_pretrained(base, directory, is_trainable=True)
-
-
-def padded(rows: list[Tree]) -> dict[str, torch.Tensor]:
-    full = [(r.branches[0].prompt, r.branches[0].completion) for r in rows]
-    longest = max(len(p) + len(c) for p, c in full)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels = torch.full_like(ids, -100)
-    mask = torch.zeros_like(ids)
-    for i, (prompt, completion) in enumerate(full):
-        size = len(prompt) + len(completion)
-        ids[i, :size] = torch.tensor(prompt + completion)
-        labels[i, len(prompt) : size] = torch.tensor(completion)
-        mask[i, :size] = 1
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask}
-
-
-def orders(count: int, epochs: int) -> list[list[int]]:
-    return [np.random.default_rng([SEED, e]).permutation(count).tolist() for e in range(epochs)]
-
-
-def peft_weights(model: PeftModel) -> dict[str, torch.Tensor]:
-    return {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
-
-
-def largest_gap(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    assert set(ours) == set(theirs)
-    return max((ours[n] - theirs[n]).abs().max().item() for n in ours)
+    return PlainEngine(AdaptedModel(load_base(model_dir), [LoraShape.of(recipe)]))
 
 
 @pytest.mark.parametrize(
@@ -109,24 +74,9 @@ def test_training_plain_rows_equals_stock_peft_on_padded_batches(
 ) -> None:
     rows = random_rows(45)
     engine = engine_for(model_dir, recipe)
-    peft = stock_peft(model_dir, engine, tmp_path / "start", SEED)
+    peft = stock_peft(model_dir, engine.model.slots[0], tmp_path / "start", SEED)
     log = train(engine, rows, recipe, SEED)
-
-    params = [p for p in peft.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * -(-len(rows) // recipe.batch_rows)
-    name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
-    schedule = get_scheduler(name, optimizer, int(np.ceil(recipe.warmup_share * steps)), steps)
-    losses = []
-    for order in orders(len(rows), recipe.epochs):
-        for start in range(0, len(rows), recipe.batch_rows):
-            loss = peft(**padded([rows[i] for i in order[start : start + recipe.batch_rows]])).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, recipe.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
+    losses = train_peft(peft, rows, recipe, SEED)
     assert np.allclose(log.losses, losses, atol=1e-4)
     assert largest_gap(engine.adapter(), peft_weights(peft)) < 1e-4
 
@@ -138,14 +88,14 @@ def test_training_plain_rows_equals_trl(model_dir: Path, tmp_path: Path) -> None
     recipe = Recipe(rank=4, alpha=8, lr=3e-3, epochs=3, batch_rows=8, schedule="linear", warmup_share=0.1)
     rows = random_rows(48, seed=1)  # whole batches, as TRL is given the three epochs as one
     engine = engine_for(model_dir, recipe)
-    peft = stock_peft(model_dir, engine, tmp_path / "start", SEED)
+    peft = stock_peft(model_dir, engine.model.slots[0], tmp_path / "start", SEED)
     log = train(engine, rows, recipe, SEED)
 
     class SameOrder(SFTTrainer):
         def _get_train_sampler(self, train_dataset=None):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
-    laid = [rows[i] for order in orders(len(rows), recipe.epochs) for i in order]
+    laid = [rows[i] for order in orders(SEED, len(rows), recipe.epochs) for i in order]
     data = Dataset.from_list(
         [
             {
@@ -189,13 +139,13 @@ def test_adapter_files_load_in_peft_with_equal_logits(model_dir: Path, tmp_path:
     train(engine, random_rows(16), recipe, SEED)
     directory = tmp_path / "adapter"
     directory.mkdir()
-    for name, data in engine.model.slots.files(engine.adapter()).items():
+    for name, data in engine.model.slots[0].files(engine.adapter()).items():
         (directory / name).write_bytes(data)
     assert json.loads((directory / "adapter_config.json").read_text())["peft_type"] == "LORA"
     base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, directory)
     ids = torch.arange(20, 40)[None]
     engine.model.eval()
-    engine.model.slots.lend(engine.model.flat)
+    engine.model.bank.lend(list(engine.model.flats), torch.float32, Banked([(0, 0, 20)], [2.0], False))
     with torch.no_grad():
         assert torch.allclose(loaded(ids).logits, engine.model.base(ids).logits, atol=1e-5)

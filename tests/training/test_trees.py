@@ -1,6 +1,6 @@
 """Packs of trees against the expanded rows, one by one: losses, gradients, scores; who may share a prefix."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, Qwen3Config, Qw
 from metagen_ray.errors import InputError
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel, freeze, load_base
-from metagen_ray.training.core import deal, make_batch
+from metagen_ray.training.core import Pace, deal, make_batch
 from metagen_ray.training.lora import LoraShape
 from metagen_ray.training.plain import PlainEngine
+from metagen_ray.training.product import Banked
 from metagen_ray.training.rows import Branch, Tree, pack, plain_row, split_by_size, step_batches
 from metagen_ray.training.score import mean_loss, score
 from tests.tiny import make_tiny_model
@@ -45,22 +46,20 @@ def random_trees(seed: int = 0) -> list[Tree]:
 
 def warm_model(model_dir: Path, checkpointing: bool = False) -> AdaptedModel:
     """A model whose adapter does something: B is not zero."""
-    model = AdaptedModel(freeze(load_base(model_dir), checkpointing), SHAPE)
+    model = AdaptedModel(freeze(load_base(model_dir), checkpointing), [SHAPE])
     with torch.no_grad():
-        model.flat.copy_(torch.randn(model.flat.numel(), generator=torch.Generator().manual_seed(1)) * 0.1)
+        model.flats[0].copy_(torch.randn(model.flats[0].numel(), generator=torch.Generator().manual_seed(1)) * 0.1)
     return model
 
 
-def row_losses(model: AdaptedModel, tree: Tree) -> list[torch.Tensor]:
+def row_losses(model: AdaptedModel, tree: Tree) -> Iterator[torch.Tensor]:
     """-log p of each branch's completion by an ordinary forward of prefix + prompt + completion."""
-    losses = []
     for branch in tree.branches:
         context = tree.prefix + branch.prompt
         ids = torch.tensor([context + branch.completion])
-        model.slots.lend(model.flat)
+        model.bank.lend(list(model.flats), torch.float32, Banked([(0, 0, ids.numel())], [2.0], False))
         logits = model.base(ids).logits[0, len(context) - 1 : -1]
-        losses.append(F.cross_entropy(logits, torch.tensor(branch.completion), reduction="sum"))
-    return losses
+        yield F.cross_entropy(logits, torch.tensor(branch.completion), reduction="sum")
 
 
 def relative_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -72,10 +71,12 @@ def test_pack_of_trees_gradient_equals_expanded_rows(model_dir: Path, checkpoint
     trees = random_trees()
     model = warm_model(model_dir, checkpointing)
     loss = model(pack(trees)).sum()
-    (ours,) = torch.autograd.grad(loss, model.flat)
-    rows = torch.stack([loss for tree in trees for loss in row_losses(model, tree)]).sum()
-    (theirs,) = torch.autograd.grad(rows, model.flat)
-    assert loss.item() == pytest.approx(rows.item(), rel=1e-6)
+    (ours,) = torch.autograd.grad(loss, model.flats[0])
+    theirs, rows = torch.zeros_like(ours), 0.0
+    for row in (row for tree in trees for row in row_losses(model, tree)):
+        theirs += torch.autograd.grad(row, model.flats[0])[0]
+        rows += row.item()
+    assert loss.item() == pytest.approx(rows, rel=1e-6)
     assert relative_gap(ours, theirs) < 1e-5
 
 
@@ -86,8 +87,8 @@ def test_engine_step_any_pack_size_gives_the_same_update(model_dir: Path, limit:
         model = warm_model(model_dir)
         model.pack_tokens = size
         engine = PlainEngine(model)
-        engine.step(make_batch(engine, random_trees()), lr=1e-2, clip=0.5)
-        adapters.append(model.flat.detach())
+        engine.step(make_batch(engine, random_trees()), [Pace(1e-2, 0.5)])
+        adapters.append(model.flats[0].detach())
     # Adam's first step is close to lr * sign(g): a gradient near 0 may flip, so the mean counts.
     assert (adapters[0] - adapters[1]).abs().mean() < 1e-6
 
@@ -193,7 +194,7 @@ def odd_models() -> Sequence[tuple[object, str]]:
 @pytest.mark.parametrize(("config", "named"), odd_models(), ids=["qwen3-sliding", "gemma3", "qwen3-next"])
 def test_model_without_full_attention_refuses_shared_prefixes_by_name(config: object, named: str) -> None:
     torch.manual_seed(0)
-    model = AdaptedModel(freeze(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")), SHAPE)
+    model = AdaptedModel(freeze(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")), [SHAPE])
     with pytest.raises(InputError, match=named):
         score(model, random_trees())
 
@@ -201,8 +202,8 @@ def test_model_without_full_attention_refuses_shared_prefixes_by_name(config: ob
 def test_model_with_sliding_layers_trains_plain_rows_exactly() -> None:
     torch.manual_seed(0)
     config, _ = odd_models()[0]
-    model = AdaptedModel(freeze(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")), SHAPE)
+    model = AdaptedModel(freeze(AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")), [SHAPE])
     rows = [t for t in random_trees() if len(t.branches) == 1]
     with torch.no_grad():
-        expected = [-row_losses(model, tree)[0].item() for tree in rows]
+        expected = [-loss.item() for tree in rows for loss in row_losses(model, tree)]
     assert np.allclose(np.concatenate(score(model, rows)), expected, atol=1e-4)
