@@ -85,8 +85,8 @@ class Queue:
                 return False
             self._everyone.pop(0)
             self._here.clear()
-        self._done(task)
-        return task.everyone or task.name in self._followers or not self.left
+        released = self._done(task)
+        return task.everyone or released or not self.left
 
     def _join(self, worker: int) -> Task | None:
         """Wait for all; the last to come begins, the others find the task when they ask again."""
@@ -100,12 +100,17 @@ class Queue:
         self._owed.remove(worker)
         return self._everyone[0]
 
-    def _done(self, task: Task) -> None:
+    def _done(self, task: Task) -> bool:
+        """Release what waited for this task alone; whether there was anything."""
         self.left -= 1
+        ready = []
         for follower in self._followers.get(task.name, ()):
             self._open[follower.name] -= 1
             if not self._open[follower.name]:
-                self._release(follower)
+                ready.append(follower)
+        for follower in ready:
+            self._release(follower)
+        return bool(ready)
 
     def _release(self, task: Task) -> None:
         if not task.seconds:

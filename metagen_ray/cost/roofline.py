@@ -13,7 +13,8 @@ from metagen_ray.cost.gpus import Gpu
 from metagen_ray.cost.work import Reads, Work
 from metagen_ray.errors import InputError
 
-PACK_TOKENS = 4096  # of one pass in training, and of one prefill step of the app (ServingSpec.tokens_in_batch)
+PACK_TOKENS = 8192  # of one pass in training (training/base.py)
+PREFILL_TOKENS = 4096  # of one step of reading (ServingSpec.tokens_in_batch)
 SEQUENCES = 256  # answers that a replica writes at a time (ServingSpec.prompts_in_batch)
 ADAM_BYTES = (
     28  # of one adapter parameter in an update: weight, gradient, two moments read, all but the gradient written
@@ -104,7 +105,7 @@ class Machine:
         read, written, d = work.read, work.written, self.decoder
         weights = d.weight_bytes + BF16 * adapter
         steps = written.tokens / self.sequences(written.pairs / written.tokens) if written.tokens else 0.0
-        prefill = Phase("prefill", self._forward(read, adapter), read.tokens * (weights / PACK_TOKENS + d.kv_bytes))
+        prefill = Phase("prefill", self._forward(read, adapter), read.tokens * (weights / PREFILL_TOKENS + d.kv_bytes))
         decode = Phase("decode", self._forward(written, adapter), steps * weights + written.pairs * d.kv_bytes)
         return prefill, decode
 

@@ -79,5 +79,6 @@ def _shard_tasks(unit: Unit, machine: Machine, gpus: int, done_by: Mapping[str, 
         return [Task(unit.key, seconds / gpus, after, order, everyone=True)]
     if unit.parts == 1:
         return [Task(unit.key, seconds, after, order)]
-    parts = [Task(f"{unit.key} part {n}", seconds / unit.parts, after, order) for n in range(unit.parts)]
-    return [*parts, Task(unit.key, 0.0, tuple(part.name for part in parts), order)]
+    ready = Task(f"{unit.key} ready", 0.0, after)
+    parts = [Task(f"{unit.key} part {n}", seconds / unit.parts, (ready.name,), order) for n in range(unit.parts)]
+    return [ready, *parts, Task(unit.key, 0.0, tuple(part.name for part in parts))]

@@ -4,7 +4,7 @@ Planned is what was missing when the run began, answers at their limit. A run th
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from metagen_ray.cost.gpus import GPUS
@@ -13,14 +13,16 @@ from metagen_ray.cost.spared import Spared
 from metagen_ray.cost.table import short, spared_lines
 from metagen_ray.cost.units import Unit
 from metagen_ray.errors import InputError, StoreError
-from metagen_ray.stages.costs import Counter, still_missing
+from metagen_ray.stages.costs import Counter
 from metagen_ray.stages.plan import Plan
 
 Figures = dict[str, dict[str, float]]
+Present = Mapping[str, Collection[str]]  # keys in the store by stage
+FLAGS = frozenset({"overlapped"})
 
 
-def close_ledger(plan: Plan, stages: Figures, present: Iterable[str]) -> list[str]:
-    """Write the ledger of a run that began with the keys `present` in the store; its lines for a person."""
+def close_ledger(plan: Plan, stages: Figures, present: Present) -> list[str]:
+    """Write the ledger of a run that began with `present` in the store; its lines for a person."""
     path = f"studies/{plan.study.run_name()}/ledger.json"
     planned, spared = _planned(plan, present)
     earlier = _read(plan, path)
@@ -34,13 +36,12 @@ def close_ledger(plan: Plan, stages: Figures, present: Iterable[str]) -> list[st
     return [*lines, *(spared_lines(spared) if spared else [])]
 
 
-def _planned(plan: Plan, present: Iterable[str]) -> tuple[Figures, Spared | None]:
+def _planned(plan: Plan, present: Present) -> tuple[Figures, Spared | None]:
     """Planned figures by stage; none for a base whose dimensions are not known, which must not fail a finished run."""
     try:
         counter = Counter(plan, plan.study.max_answer_tokens, plan.study.resources.replicas)
         machine = Machine(GPUS[0], counter.decoder)  # FLOPs are the same on all
-        missing = still_missing(counter.units, present)
-        return _by_stage(missing, machine), counter.spared(machine)
+        return _by_stage(counter.missing(present), machine), counter.spared(machine)
     except InputError:
         return {}, None
 
@@ -62,13 +63,12 @@ def _by_stage(units: Iterable[Unit], machine: Machine) -> Figures:
 
 def _sum(one: Mapping[str, Mapping[str, float]], other: Mapping[str, Mapping[str, float]]) -> Figures:
     """Figures of both, added where a stage has one of the same name in both."""
-    return {
-        stage: {
-            name: one.get(stage, {}).get(name, 0) + other.get(stage, {}).get(name, 0)
-            for name in dict.fromkeys((*one.get(stage, {}), *other.get(stage, {})))
-        }
-        for stage in dict.fromkeys((*one, *other))
-    }
+    return {stage: _added(one.get(stage, {}), other.get(stage, {})) for stage in dict.fromkeys((*one, *other))}
+
+
+def _added(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    names = dict.fromkeys((*one, *other))
+    return {n: max(one.get(n, 0), other.get(n, 0)) if n in FLAGS else one.get(n, 0) + other.get(n, 0) for n in names}
 
 
 def _read(plan: Plan, path: str) -> dict[str, Any]:

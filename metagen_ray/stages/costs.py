@@ -6,7 +6,7 @@ limit, or at the mean length of an earlier run's answers. None is taken to equal
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ from metagen_ray.cost.units import SFT, Unit, judge_parts
 from metagen_ray.cost.work import Reads, Work, asking, group, row_tokens, straight, tree_reads
 from metagen_ray.errors import InputError
 from metagen_ray.stages.context import Tokens
+from metagen_ray.stages.growth import answered_domains
 from metagen_ray.stages.judge_prompts import JudgePrompts
 from metagen_ray.stages.meta_rows import Asked, asked_domains, epoch_trees
 from metagen_ray.stages.object_rows import domain_rows
@@ -66,7 +67,7 @@ def cost_text(plan: Plan, gpu: Gpu, gpus: int, utilisation: Utilisation, price: 
     counter = Counter(plan, length.tokens, replicas=gpus)
     machine = Machine(gpu, counter.decoder, utilisation)
     machine.check()
-    missing = still_missing(counter.units, (key for keys in present.values() for key in keys))
+    missing = counter.missing(present)
     if not missing:
         return "cost: nothing is missing\n" + "\n".join(spared_lines(counter.spared(machine)))
     notes = [
@@ -98,6 +99,19 @@ class Counter:
             units += [self._asked(ASKED[part], ask) for ask in asks]
             units += [self._judged(part, shard) for shard in plan.judged[part]]
         return list({unit.key: unit for unit in units}.values())
+
+    def missing(self, present: Mapping[str, Collection[str]]) -> list[Unit]:
+        """Units that the store (keys by stage) lacks, waiting for such units alone.
+
+        A shard of a block that has grown asks its new domains alone.
+        """
+        plan, have = self.plan, set[str]().union(*present.values())
+        left = {unit.key: unit for unit in self.units if unit.key not in have}
+        asks = {a.key: a for a in (*plan.truth, *plan.untrained, *plan.predictions) if a.key in left}
+        for key, known in answered_domains(plan, asks.values(), present).items():
+            work = self._ask_work(asks[key], asks[key].samples, reads_prefix=True, known=known)
+            left[key] = replace(left[key], work=work)
+        return [replace(u, after=tuple(key for key in u.after if key in left)) for u in left.values()]
 
     def spared(self, machine: Machine) -> Spared:
         """What the predictor costs and spares; a fine-tune and its prediction answer the same questions as often."""
@@ -159,10 +173,13 @@ class Counter:
         after = (ask.adapter,) if ask.adapter else ()
         return Unit(stage, ask.key, work, self._object_adapter if own else 0, after)
 
-    def _ask_work(self, ask: Ask, samples: int, reads_prefix: bool) -> Work:
+    def _ask_work(self, ask: Ask, samples: int, reads_prefix: bool, known: int = 0) -> Work:
+        """A shard without the first `known` domains of its block."""
+        new = {domain.id for domain in self.plan.context.blocks[ask.block].domains[known:]}
         by_draw: dict[int, tuple[int, list[int]]] = {}
-        for _, _, draw, prefix, branch in self.plan.prompt_parts(ask):
-            by_draw.setdefault(draw, (len(prefix), []))[1].append(len(branch))
+        for domain, _, draw, prefix, branch in self.plan.prompt_parts(ask):
+            if domain.id in new:
+                by_draw.setdefault(draw, (len(prefix), []))[1].append(len(branch))
         groups = [group(prefix, branches) for prefix, branches in by_draw.values()]
         return asking(groups, samples, self.answer_tokens, reads_prefix)
 
@@ -184,13 +201,6 @@ class Counter:
     def _answers_per_question(self, part: str, block: int) -> int:
         asks = {"truth": self.plan.truth, "untrained": self.plan.untrained, "meta": self.plan.predictions}[part]
         return sum(samples for samples in {a.key: a.samples for a in asks if a.block == block}.values())
-
-
-def still_missing(units: Iterable[Unit], present: Iterable[str]) -> list[Unit]:
-    """Units whose key is not among those present, waiting for such units alone."""
-    have = set(present)
-    missing = {unit.key: unit for unit in units if unit.key not in have}
-    return [replace(u, after=tuple(key for key in u.after if key in missing)) for u in missing.values()]
 
 
 def _training(epochs: Sequence[Sequence[Tree]], recipe: Recipe, times: int) -> Work:

@@ -60,7 +60,7 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         if repair_damage:
             for line in repair(plan):
                 say(f"repair: dropped {line}")
-        ledger, present = Ledger(), set[str]().union(*Status(plan).present.values())
+        ledger, present = Ledger(), Status(plan).present
         _compute(plan, ledger, address, lease.check)
         with ledger.stage("analyse and report"):
             write_study_report(plan, versions(), ledger.stages)

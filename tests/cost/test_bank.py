@@ -52,8 +52,9 @@ def test_bank_memory_recomputes_where_the_base_fills_the_gpu():
 
 def test_cost_counts_with_the_settings_of_training_and_serving():
     assert bank.RECOMPUTE_SHARE == base.RECOMPUTE_SHARE
+    assert base.GPU_PACK_TOKENS == roofline.PACK_TOKENS
     spec = ServingSpec("", "", "")
-    assert (spec.prompts_in_batch, spec.tokens_in_batch) == (roofline.SEQUENCES, roofline.PACK_TOKENS)
+    assert (spec.prompts_in_batch, spec.tokens_in_batch) == (roofline.SEQUENCES, roofline.PREFILL_TOKENS)
 
 
 @pytest.mark.parametrize("seed", range(5))

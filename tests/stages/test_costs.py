@@ -12,7 +12,8 @@ from metagen_ray.cost.units import META, SFT, STAGES
 from metagen_ray.prompts import chat
 from metagen_ray.serving.judge import judge_messages
 from metagen_ray.stages.accounts import close_ledger
-from metagen_ray.stages.costs import Counter, answer_length, cost_text, still_missing
+from metagen_ray.stages.costs import Counter, answer_length, cost_text
+from metagen_ray.stages.driver import run_study
 from metagen_ray.stages.meta_rows import epoch_trees
 from metagen_ray.stages.plan import TRUTH
 from metagen_ray.stages.status import Status
@@ -92,16 +93,28 @@ def test_judging_reads_the_judges_own_prompts(plan):
     assert sum(map(len, prompts)) < work.read.tokens < 0.7 * work.unshared
 
 
-def test_still_missing_are_the_shards_that_the_store_lacks(plan):
+def test_missing_are_the_shards_that_the_store_lacks(plan):
     fill(plan)
     counter, lost = Counter(plan, 24), plan.truth[3]
     machine = Machine(find_gpu("H100"), counter.decoder)
     plan.context.store.drop(lost.stage, lost.key)
-    present = {key for keys in Status(plan).present.values() for key in keys}
-    assert [(u.key, u.after) for u in still_missing(counter.units, present)] == [(lost.key, ())]
+    assert [(u.key, u.after) for u in counter.missing(Status(plan).present)] == [(lost.key, ())]
     assert "ground_truth" in cost_text(plan, machine.gpu, 1, Utilisation(), None)
     fill_answers(plan, lost)
     assert cost_text(plan, machine.gpu, 1, Utilisation(), None).startswith("cost: nothing is missing")
+
+
+def test_missing_shard_of_a_block_that_grew_asks_its_new_domains_alone(plan_of):
+    small, grown = plan_of("domains=6"), plan_of("domains=7")
+    for ask in small.truth:
+        fill_answers(small, ask)
+    counter = Counter(grown, 24)
+    missing = {unit.key: unit for unit in counter.missing(Status(grown).present)}
+    answers = {a.key: missing[a.key].work.answers for a in grown.truth if a.key in missing}
+    old = {a.domain for a in small.adapters}
+    new_block = [a for a in grown.truth if a.block == 1]
+    assert [answers[a.key] for a in new_block] == [(1 if a.train_domain in old else 3) * 4 * 2 for a in new_block]
+    assert not [a for a in grown.truth if a.block == 0 and a.train_domain in old and a.key in missing]
 
 
 def test_spared_counts_one_fine_tune_for_every_dataset_foreseen(plan):
@@ -130,7 +143,7 @@ def test_answer_length_is_the_limit_until_a_run_of_the_same_model_measured_it(pl
 
 
 def test_ledger_sets_planned_beside_actual_and_goes_on_when_resumed(plan):
-    done = {plan.adapters[0].key}
+    done = {"object_sft": {plan.adapters[0].key}}
     stages = {
         "object_sft": {"seconds": 5.0},
         "ground_truth": {"seconds": 2.0, "answers": 256, "output_tokens": 1000},
@@ -145,7 +158,7 @@ def test_ledger_sets_planned_beside_actual_and_goes_on_when_resumed(plan):
     assert ledger["planned"]["object_sft"]["units"] == 9
     assert ledger["planned"]["ground_truth"]["answers"] == 10 * 32 * 2
     assert ledger["spared"]["break_even_datasets"] >= 1
-    everything = [unit.key for unit in Counter(plan, 24).units]
+    everything = {stage: {u.key for u in Counter(plan, 24).units if u.stage == stage} for stage in STAGES}
     close_ledger(plan, {"ground_truth": {"seconds": 1.0, "answers": 64, "output_tokens": 200}}, everything)
     resumed = read_ledger(plan)
     assert resumed["stages"]["ground_truth"] == {"seconds": 3.0, "answers": 320, "output_tokens": 1200}
@@ -180,3 +193,13 @@ def test_cli_plan_cost_follows_gpu_and_utilisation(plan, capsys):
     hours = {name: float(printed(capsys, plan, *given)["meta_sft"][-2]) for name, given in options.items()}
     assert hours["l4"] > 5 * hours["h100"] and hours["low"] > 5 * hours["h100"]
     assert hours["lower"] == pytest.approx(2 * hours["low"], rel=0.02)
+
+
+def test_run_of_a_finished_study_writes_its_ledger_and_says_what_was_spared(plan_of, capsys):
+    plan = plan_of("predict.samples=2", "analysis.resamples=100")
+    fill(plan)
+    assert run_study(plan.study) == plan.study.run_name()
+    assert "spared: 4 datasets foreseen" in capsys.readouterr().out
+    ledger = read_ledger(plan)
+    assert set(ledger["stages"]) == {"analyse and report"} and not ledger["planned"]
+    assert ledger["spared"]["fine_tunes_paid"] == 4
