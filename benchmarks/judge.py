@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from benchmarks import workload
 from benchmarks.bases import Base, make_base
-from benchmarks.engine import Vllm
+from benchmarks.engine import Vllm, spec_of
 from benchmarks.measure import Options, Row, compared, interleave, rates
 from benchmarks.peak import Decoder, peak_rate, share
 from metagen_ray.prompts import Renderer, Scorer
@@ -41,7 +41,7 @@ def rows(options: Options) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="metagen-bench-") as folder:
         for size in options.sizes:
             base = make_base(size, Path(folder))
-            engine = Vllm(base)
+            engine = Vllm(spec_of(base))
             try:
                 sampled = _answers(base, engine, options)
                 distinct = list(dict.fromkeys(sampled))

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 ROUNDS = 5
 MEASURED = ("row", "size", "ours", "peer", "ratio", "low", "high", "parity", "peak_share")
-ADDED = ("machine", "commit", "date")
+ADDED = ("machine", "threads", "commit", "date")
 Row = dict[str, Any]
 
 
@@ -139,7 +139,13 @@ def append_row(path: Path, row: Row) -> Row:
     if missing:
         raise ValueError(f"a figure without {', '.join(missing)}: {row}")
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    line = {"machine": machine(), "commit": commit(), "date": date, **{k: _short(v) for k, v in row.items()}}
+    line = {
+        "machine": machine(),
+        "threads": threads(),
+        "commit": commit(),
+        "date": date,
+        **{k: _short(v) for k, v in row.items()},
+    }
     append_line(path, line)
     return line
 
@@ -153,12 +159,17 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def machine() -> str:
-    """The machine in words: the GPU, or the processor, its cores that this process may use, and torch's threads."""
+    """The machine in words: the GPU, or the processor and its cores that this process may use."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    threads = f", {torch.get_num_threads()} threads" if torch is not None else ""
-    return f"{_processor()}, {cores()} cores{threads}"
+    return f"{_processor()}, {cores()} cores"
+
+
+def threads() -> int | None:
+    """Torch's threads in this process; None where it computes nothing."""
+    torch: Any = sys.modules.get("torch")
+    return None if torch is None else torch.get_num_threads()
 
 
 def cores() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import workload
 from benchmarks.bases import CPU_SIZES, Base, make_base
-from benchmarks.engine import Vllm
+from benchmarks.engine import Vllm, spec_of
 from benchmarks.measure import Options, Row, compared, interleave, rates
 from benchmarks.peak import Decoder, memory_gib, peak_rate, read_of, share
 from benchmarks.peers import PeftLoop
@@ -91,7 +91,7 @@ def _ours(base: Base, trees: list[Tree]) -> Callable[[], list[float]]:
 
 
 def _vllm(base: Base, trees: list[Tree]) -> dict[str, Callable[[], list[float]]]:
-    engine = Vllm(base)
+    engine = Vllm(spec_of(base))
     expanded = workload.expanded(trees)
     prompts = [[*row.branches[0].prompt, *row.branches[0].completion] for row in expanded]
     sizes = [len(row.branches[0].completion) for row in expanded]

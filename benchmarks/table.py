@@ -62,7 +62,9 @@ def _one_machine(machine: str, rows: list[Mapping[str, Any]]) -> str:
     lines = [HEAD, "|" + "---|" * HEAD.count(" | ") + "---|", *map(_line, rows)]
     dates, commits = sorted(row["date"][:10] for row in rows), dict.fromkeys(row["commit"] for row in rows)
     when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
-    return "\n".join([*lines, "", f"{machine}; {when}; commit {', '.join(commits)}."])
+    threads = sorted({row["threads"] for row in rows if row.get("threads")})
+    torch = f"torch with {', '.join(map(str, threads))} threads; " if threads else ""
+    return "\n".join([*lines, "", f"{machine}; {torch}{when}; commit {', '.join(commits)}."])
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ def line(**given: Any) -> dict[str, Any]:
         "parity": 3.4e-6,
         "peak_share": 0.412,
         "machine": "a machine, 2 cores",
+        "threads": 2,
         "commit": "abc",
         "date": "2030-01-01T00:00:00+00:00",
     }
@@ -50,14 +51,14 @@ def test_newest_takes_the_last_line_of_every_figure_in_order(tmp_path: Path) -> 
 
 
 def test_table_shows_every_figure_under_its_machine() -> None:
-    bare = {"ratio": 1, "low": 1, "high": 1, "parity": None, "peak_share": None, "aim": None}
+    bare = {"ratio": 1, "low": 1, "high": 1, "parity": None, "peak_share": None, "aim": None, "threads": None}
     shown = table([line(), line(row=2, machine="a GPU", commit="def", **bare)])
     head, rule, first, *_ = shown.splitlines()
     assert head.count("|") == rule.count("|") == first.count("|")
     same = "| a bank | a loop | 1M | 1,234 adapters/s | 0.321 adapters/s |"
     assert f"| 1 {same} **4.2** (3.9, 12.3) | 4 | 3e-06 | 41% |" in first
     assert f"| 2 {same} **1** | – | – | – |" in shown
-    assert "a machine, 2 cores; 2030-01-01; commit abc." in shown
+    assert "a machine, 2 cores; torch with 2 threads; 2030-01-01; commit abc." in shown
     assert "a GPU; 2030-01-01; commit def." in shown
 
 
