@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from metagen_ray.errors import InputError, UserError
 from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
@@ -47,6 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("study", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
         sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
         sub.set_defaults(command=command)
+        if name == "plan":
+            _add_cost(sub)
         if name == "run":
             sub.add_argument("--address", help="Ray cluster to join; a local one is started otherwise")
             sub.add_argument("--repair", action="store_true", help="drop damaged shards and compute them again")
@@ -63,8 +66,38 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="+", help="names of the runs")
     sub.add_argument("--store", default="runs", help="root of the store (default: runs)")
     sub.set_defaults(command=_combine)
+    _add_score(commands)
     _add_lab(commands)
     return parser
+
+
+def _add_score(commands) -> None:
+    text = "log-likelihoods of given answers after examples and a question"
+    sub = commands.add_parser("score", help=text, description=text)
+    sub.add_argument("model", help="a preset or YAML file, whose base it takes, `lab:NAME`, or a model directory")
+    sub.add_argument(
+        "file",
+        type=Path,
+        help='JSON lines: {"examples": [{"question", "answer"}, ...], "question", "answers": [...]}, or plain text '
+        'as "prefix" in the place of examples',
+    )
+    sub.add_argument("--adapter", help="a directory of a PEFT adapter, or the key of an adapter in the store")
+    sub.add_argument("--store", help="root of the store (default: the study's, or runs)")
+    sub.add_argument("--out", type=Path, help="file for the result; printed otherwise")
+    sub.set_defaults(command=_score)
+
+
+def _add_cost(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--cost", action="store_true", help="also FLOPs, bytes, GPU-hours and money of what is missing")
+    cost = sub.add_argument_group("with --cost")
+    cost.add_argument("--gpu", help="type of GPU, by name: H100 (default), H200, A100, B200, L40S, L4")
+    cost.add_argument("--gpus", type=int, help="how many GPUs (default: 1)")
+    cost.add_argument("--price", type=float, help="USD an hour for one GPU (default: a list price)")
+    cost.add_argument("--utilisation", type=float, help="share of peak FLOPs in training (default: 0.4)")
+    cost.add_argument("--prefill-utilisation", type=float, help="share of peak FLOPs in reading prompts (default: 0.3)")
+    cost.add_argument(
+        "--bandwidth-utilisation", type=float, help="share of the memory's bandwidth in writing (default: 0.6)"
+    )
 
 
 def _add_lab(commands) -> None:
@@ -101,12 +134,34 @@ def _plan(options: argparse.Namespace) -> int:
     from metagen_ray.stages.plan import Plan
 
     study = load_study(options.study, options.overrides)
+    cost = _cost_settings(options)
     plan = Plan(StudyContext(study))
     print(f"run {study.run_name()}  suite {study.suite} ({len(plan.context.active)} domains)  model {study.model}")
     halves = plan.context.halves
     print(f"meta-train {len(halves.meta_train)} domains, meta-eval {len(halves.meta_eval)}, seed {study.seed}")
     _print_status(plan)
+    if cost:
+        from metagen_ray.stages.costs import cost_text
+
+        print(f"\n{cost_text(plan, **cost)}")
     return 0
+
+
+def _cost_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of the cost's text, empty without --cost; wrong ones are told before anything is planned."""
+    from metagen_ray.cost.gpus import find_gpu
+    from metagen_ray.cost.roofline import Utilisation
+
+    names = ("gpu", "gpus", "price", "utilisation", "prefill_utilisation", "bandwidth_utilisation")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not options.cost:
+        if given:
+            raise InputError(f"--{next(iter(given)).replace('_', '-')} belongs to the cost; add --cost")
+        return {}
+    shares = {"utilisation": "training", "prefill_utilisation": "prefill", "bandwidth_utilisation": "bandwidth"}
+    utilisation = Utilisation(**{name: given[option] for option, name in shares.items() if option in given})
+    gpu = find_gpu(given.get("gpu", "H100"))
+    return {"gpu": gpu, "gpus": given.get("gpus", 1), "price": given.get("price"), "utilisation": utilisation}
 
 
 def _print_status(plan) -> None:
@@ -152,6 +207,34 @@ def _combine(options: argparse.Namespace) -> int:
         _require_finished(plan)
     combine_runs(plans)
     return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from metagen_ray.base_model import find_base
+    from metagen_ray.stages.score import adapter_files, score_lines
+
+    model, root = _model_of(options.model)
+    base = find_base(model)
+    if options.out and not options.out.parent.is_dir():
+        raise InputError(f"--out {options.out}: no such folder; make it first")
+    adapter = adapter_files(options.adapter, options.store or root) if options.adapter else None
+    lines = score_lines(base, options.file, adapter)
+    if options.out is None:
+        print("\n".join(lines))
+        return 0
+    try:
+        options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {options.out}: cannot be written ({error.strerror}); give another file") from None
+    return 0
+
+
+def _model_of(source: str) -> tuple[str, str]:
+    """The base of a study, or a base by name; and the root of the store."""
+    if source in preset_names() or source.endswith((".yaml", ".yml")):
+        study = load_study(source)
+        return study.model, study.store
+    return source, "runs"
 
 
 def _require_finished(plan) -> None:

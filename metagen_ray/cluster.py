@@ -1,20 +1,23 @@
 """Reaching Ray: a local cluster or one that runs, checked before anything is spent. Knows no stages."""
 
+import math
 import os
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import ray
 import ray.exceptions
 
 from metagen_ray.errors import MachineError
-from metagen_ray.study import Study
+from metagen_ray.study import Resources, Study
 
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
 REACH_S = 10.0
 SMALL_PARTS_CPUS = 0.15  # the app's ingress and the actors that ask it
+ASKER_CPUS = 0.05  # an actor that asks the app, and waits for it most of the time
 
 
 def connect(study: Study, address: str | None) -> None:
@@ -81,6 +84,41 @@ def check_fit(study: Study) -> None:
             f"the plan needs {need.memory_gib:g} GiB on a node, the largest has {memory:.1f} GiB free for Ray; "
             "close other programs, use a larger node, or lower resources.memory_gib if you know better"
         )
+
+
+def overlaps(study: Study) -> bool:
+    """Whether this study trains and asks at the same time on this cluster, or in turn."""
+    return overlap_fits(study.resources, ray.cluster_resources())
+
+
+def overlap_fits(need: Resources, have: Mapping[str, float]) -> bool:
+    """`resources.overlap` made concrete. `auto`: each worker and replica has whole cores and GPUs, the askers one more.
+
+    MachineError where `on` is asked for and the shares themselves do not fit: workers would wait for askers to end.
+    """
+    if need.overlap == "off":
+        return False
+    whole = need.overlap == "auto"
+    askers = need.clients * ASKER_CPUS
+    cpus = _for_both(need, need.cpus_per_worker, need.cpus_per_replica, whole) + (
+        math.ceil(askers) if whole else askers
+    )
+    gpus = _for_both(need, need.gpus_per_worker, need.gpus_per_replica, whole)
+    fits = cpus <= have.get("CPU", 0.0) and gpus <= have.get("GPU", 0.0)
+    if not fits and not whole:
+        raise MachineError(
+            f"resources.overlap is on, but training and serving at once need {cpus:g} CPUs and {gpus:g} GPUs, the "
+            f"cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}; lower resources.clients, lanes or "
+            "replicas, or set overlap to auto"
+        )
+    return fits
+
+
+def _for_both(need: Resources, per_worker: float, per_replica: float, whole: bool) -> float:
+    workers = max(need.lanes * need.workers_per_lane, need.meta_workers)
+    if whole:  # a share of a device is a device that somebody else may use too
+        per_worker, per_replica = math.ceil(per_worker), math.ceil(per_replica)
+    return workers * per_worker + need.replicas * per_replica
 
 
 def token_file() -> str:

@@ -1,4 +1,7 @@
-"""How far a stage is: a bar with time left on a terminal, plain lines elsewhere. Knows nothing of what is counted."""
+"""How far a stage is: a bar with time left on a terminal, plain lines elsewhere. Knows nothing of what is counted.
+
+Two stages may run at once, from threads of their own: bars stand one above the other, lines begin with their stage.
+"""
 
 import sys
 import time
@@ -10,7 +13,8 @@ LINE_EVERY_S = 10.0
 
 def say(text: str) -> None:
     """One line for a person or a job's log, at once."""
-    print(text, flush=True)
+    with tqdm.external_write_mode():  # bars of other stages make way
+        print(text, flush=True)
 
 
 class Progress:

@@ -56,7 +56,11 @@ class Renderer:
 
     def completion(self, text: str) -> list[int]:
         """Token ids of an answer, its end token included."""
-        return [*self.tokenizer.encode(text, add_special_tokens=False), self.end_id]
+        return [*self.plain(text), self.end_id]
+
+    def plain(self, text: str) -> list[int]:
+        """Token ids of a text as it stands, no chat around it."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
 
     def examples(self, examples: Sequence[tuple[str, str]]) -> list[int]:
         """The shared prefix of an object-ICL prompt; empty without examples."""

@@ -137,6 +137,17 @@ class Resources(Section):
     prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
     port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
     memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on one node, GiB")
+    overlap: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="ask and judge while adapters and meta-SFT train; `auto` where both have devices and cores of "
+        "their own",
+    )
+
+    @field_validator("overlap", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, given: Any) -> Any:
+        """YAML takes a bare `on` or `off` for a truth value."""
+        return ("on" if given else "off") if isinstance(given, bool) else given
 
 
 class Study(Section):

@@ -14,6 +14,9 @@ from metagen_ray.cli import main
         (["plan", "pocket", "--set", "suite=pocket_advise"], 2, "did you mean 'pocket_advice'"),
         (["plan", "pocket", "--set", "model=/no/such"], 2, "no such directory"),
         (["plan", "nowhere.yaml"], 2, "cannot read"),
+        (["plan", "pocket", "--cost", "--gpu", "H20"], 2, "did you mean 'H200'"),
+        (["plan", "pocket", "--gpu", "H100"], 2, "add --cost"),
+        (["plan", "pocket", "--cost", "--prefill-utilisation", "0"], 2, "above 0 and at most 1"),
         (["lab", "pretrain", "unused", "--rho", "2"], 2, "between 0 and 1"),
     ],
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from metagen_ray.cluster import check_fit, connect
+from metagen_ray.cluster import check_fit, connect, overlap_fits
 from metagen_ray.errors import MachineError
 from metagen_ray.study import load_study
 from tests.local_ray import local_ray
@@ -65,6 +65,35 @@ def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
     )
     last = done.stderr.strip().splitlines()[-1]
     assert "MachineError: the cluster runs another Ray" in last and "install the same lock on both" in last
+
+
+@pytest.mark.parametrize(
+    ("overrides", "have", "expected"),
+    [
+        ([], {"CPU": 2}, False),  # 1.9 of 2: shares fit, whole cores do not
+        ([], {"CPU": 3}, True),
+        (["lanes=3"], {"CPU": 4}, False),
+        (["lanes=3"], {"CPU": 5}, True),
+        (["meta_workers=4"], {"CPU": 5}, False),
+        (["clients=30"], {"CPU": 3}, False),
+        (["overlap=on"], {"CPU": 2}, True),
+        (["overlap=off"], {"CPU": 64}, False),
+        (["gpus_per_worker=1", "gpus_per_replica=1"], {"CPU": 8, "GPU": 2}, True),
+        (["gpus_per_worker=1", "gpus_per_replica=1"], {"CPU": 8, "GPU": 1}, False),
+        (["gpus_per_worker=0.5", "gpus_per_replica=0.5"], {"CPU": 8, "GPU": 1}, False),  # one card for both
+        (["gpus_per_worker=0.5", "gpus_per_replica=0.5", "overlap=on"], {"CPU": 8, "GPU": 1}, True),
+        (["gpus_per_worker=1"], {"CPU": 3, "GPU": 1}, True),
+    ],
+)
+def test_overlap_auto_needs_whole_cores_and_gpus_for_both(overrides: list[str], have: dict, expected: bool):
+    need = load_study("pocket", [f"resources.{o}" for o in overrides]).resources
+    assert overlap_fits(need, have) is expected
+
+
+def test_overlap_on_that_does_not_fit_is_refused():
+    need = load_study("pocket", ["resources.overlap=on", "resources.clients=8"]).resources
+    with pytest.raises(MachineError, match=r"need 2\.2 CPUs and 0 GPUs, the cluster has 2 and 0"):
+        overlap_fits(need, {"CPU": 2.0})
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-host.invalid:6379"])

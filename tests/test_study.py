@@ -31,6 +31,12 @@ def test_fingerprint_ignores_where_and_with_what(change):
     assert load_study("pocket", [change]).fingerprint() == load_study("pocket").fingerprint()
 
 
+@pytest.mark.parametrize("written", ["on", "off", "auto"])
+def test_overlap_may_be_written_bare_where_yaml_takes_it_for_a_truth_value(written):
+    study = load_study("pocket", [f"resources.overlap={written}"])
+    assert study.resources.overlap == written and study.fingerprint() == load_study("pocket").fingerprint()
+
+
 @pytest.mark.parametrize(
     "change", ["seed=1", "truth_seed=1", "context.k=7", "object_sft.rank=4", "samples=3", "domains=31"]
 )

@@ -17,6 +17,7 @@ from metagen_ray.store import Store, open_store
 from metagen_ray.study import Study
 from metagen_ray.suites import load_suite
 from metagen_ray.suites.suite import Domain, Suite
+from metagen_ray.tokenizer import load_tokenizer
 
 Tokens = list[int]
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # LoRA ranks that vLLM can be set up for
@@ -51,9 +52,7 @@ class StudyContext:
     @cached_property
     def tokenizer(self) -> Any:
         """The base's tokenizer; no code of the model's directory is run."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.base.directory, trust_remote_code=False, local_files_only=True)
+        return load_tokenizer(self.base.directory)
 
     @cached_property
     def renderer(self) -> Renderer:

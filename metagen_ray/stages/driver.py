@@ -1,6 +1,7 @@
 """The driver: does what a study's plan is missing, stage by stage, and writes its report. Holds no state of its own.
 
-The order follows the resources of one small machine: training first, then the app is up to the end.
+On one small machine stages take turns: training first, then the app is up to the end. Where training and serving have
+resources of their own, they run side by side (stages/arrivals.py has the order).
 """
 
 import getpass
@@ -11,7 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -19,9 +20,11 @@ from typing import Any
 from metagen_ray import cluster
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
+from metagen_ray.stages.accounts import close_ledger
 from metagen_ray.stages.answers import AppAddress
+from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
-from metagen_ray.stages.plan import Plan
+from metagen_ray.stages.plan import Ask, Plan
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
 from metagen_ray.study import Study
@@ -57,13 +60,13 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         if repair_damage:
             for line in repair(plan):
                 say(f"repair: dropped {line}")
-        ledger = Ledger()
+        ledger, present = Ledger(), set[str]().union(*Status(plan).present.values())
         _compute(plan, ledger, address, lease.check)
         with ledger.stage("analyse and report"):
             write_study_report(plan, versions(), ledger.stages)
-        store.write_doc(f"studies/{run}/ledger.json", json.dumps(ledger.stages, indent=1).encode())
-    for name, figures in ledger.stages.items():
-        say(f"  {name:20s} {figures['seconds']:8.1f} s")
+        lines = close_ledger(plan, ledger.stages, present)
+    for line in lines:
+        say(line)
     return run
 
 
@@ -79,7 +82,10 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
         return
     with ledger.stage("connect"):
         cluster.connect(plan.study, address)
+    side_by_side = cluster.overlaps(plan.study)
     with _Serving(plan, ledger) as app:
+        if side_by_side:
+            _side_by_side(plan, status, ledger, app, check)
         for step in (_train, _truth, _untrained, _meta, _predict):
             check()
             step(plan, Status(plan), ledger, app)
@@ -120,14 +126,28 @@ class _Serving:
         return self._app.result()
 
 
-Step = Callable[[Plan, Status, Ledger, _Serving], None]
+def _side_by_side(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Callable[[], None]) -> None:
+    """All that comes before the meta-trained model's predictions; the ledger says that its stages overlapped."""
+    before = set(ledger.stages)
+    run_overlapped(plan, status, _hands(plan, status, ledger, app, check))
+    for name in set(ledger.stages) - before:
+        ledger.stages[name]["overlapped"] = 1
 
 
-def _train(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+def _train(
+    plan: Plan, status: Status, ledger: Ledger, app: _Serving, arrived: Callable[[str], None] = lambda key: None
+) -> None:
     missing = status.missing("object_sft", (*plan.adapters, *plan.second_adapters))
-    if missing:
-        with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
-            object_sft.run(plan, missing, versions(), progress.advance)
+    if not missing:
+        return
+
+    def on_outcome(outcome: object_sft.Outcome) -> None:
+        progress.advance()
+        if outcome.ok:
+            arrived(outcome.key)
+
+    with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
+        object_sft.run(plan, missing, versions(), on_outcome)
 
 
 def _truth(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
@@ -159,19 +179,74 @@ def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) 
         answers.run_asks(plan, missing, address, versions(), _counted(figures, progress))
 
 
-def _judged(plan: Plan, ledger: Ledger, app: _Serving, part: str, status: Status) -> None:
+def _judged(
+    plan: Plan, ledger: Ledger, app: _Serving, part: str, status: Status, wanted: Callable[[], None] = lambda: None
+) -> None:
     missing = status.missing("judge", plan.judged[part])
     if not missing:
         return
     address = app()
     with ledger.stage(f"judge {part}") as figures, Progress(f"judge {part}", len(missing)) as progress:
-        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress))
+        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress, wanted))
 
 
-def _counted(figures: dict[str, float], progress: Progress) -> Callable[[dict[str, Any]], None]:
+def _hands(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Callable[[], None]) -> Hands:
+    """The work that overlaps, each with its line of progress and its entry in the ledger."""
+    truth = _Batches(ledger, "ground_truth", len(status.missing("ground_truth", plan.truth)))
+    free = _Batches(ledger, "predict untrained", len(status.missing("predict", plan.untrained)))
+
+    def ask(batch: list[Ask], wanted: Wanted) -> None:
+        check()
+        address = app()
+        with (free if batch[0].adapter is None else truth).batch(len(batch), wanted) as on_outcome:
+            answers.run_asks(plan, batch, address, versions(), on_outcome)
+
+    def graded(part: str, wanted: Wanted) -> None:
+        check()
+        _judged(plan, ledger, app, part, Status(plan), wanted)
+
+    def meta() -> None:
+        check()
+        _meta(plan, Status(plan), ledger, app)
+
+    check()
+    return Hands(lambda arrived: _train(plan, status, ledger, app, arrived), ask, graded, meta)
+
+
+class _Batches:
+    """The batches of one asked stage: one line of progress and one entry of the ledger for all of them."""
+
+    def __init__(self, ledger: Ledger, name: str, total: int) -> None:
+        self._ledger, self._name, self._left = ledger, name, total
+        self._open = ExitStack()
+        self._figures: dict[str, float] = {}
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def batch(self, count: int, wanted: Wanted) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """What to call with each outcome; the stage ends with its last batch, or with one that fails."""
+        if self._progress is None:
+            self._figures = self._open.enter_context(self._ledger.stage(self._name))
+            self._progress = self._open.enter_context(Progress(self._name, self._left))
+            self._figures["busy_seconds"] = 0.0
+        began, whole = time.monotonic(), False
+        try:
+            yield _counted(self._figures, self._progress, wanted)
+            whole = True
+        finally:
+            self._figures["busy_seconds"] += round(time.monotonic() - began, 2)
+            self._left -= count
+            if not whole or self._left <= 0:
+                self._open.close()
+
+
+def _counted(
+    figures: dict[str, float], progress: Progress, wanted: Callable[[], None] = lambda: None
+) -> Callable[[dict[str, Any]], None]:
     def on_outcome(outcome: dict[str, Any]) -> None:
         progress.advance()
         for name, value in outcome["figures"].items():
             figures[name] = figures.get(name, 0) + value
+        wanted()
 
     return on_outcome

@@ -2,7 +2,7 @@
 committed answers; trains nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from metagen_ray.stages.context import Tokens
 from metagen_ray.stages.draws import seeded
@@ -10,41 +10,17 @@ from metagen_ray.stages.plan import TRUTH, Plan
 from metagen_ray.training.rows import Branch, Tree
 
 Asked = tuple[str, int]  # eval domain, question number
+AnswersOf = Callable[[Plan, str], Mapping[Asked, list[Tokens]]]
 
 
-def epoch_trees(plan: Plan, epoch: int) -> list[Tree]:
-    """All meta-train cells once: for each training domain its questions in random order, cut into trees of
-    `meta_sft.branches` questions, every tree under a fresh k-draw.
-    """
-    return [tree for domain in plan.context.halves.meta_train for tree in _domain_trees(plan, domain, epoch)]
+def asked_domains(plan: Plan, domain: str) -> list[str]:
+    """Meta-train domains whose questions are learned of the model fine-tuned on `domain`."""
+    return [d for d in plan.context.halves.meta_train if d != domain or plan.study.meta_sft.diagonal]
 
 
-def _domain_trees(plan: Plan, domain: str, epoch: int) -> list[Tree]:
-    answers = _answers(plan, domain)
-    asked = sorted(answers)
-    seed = ("meta", plan.study.seed, epoch)
-    seeded(*seed, domain).shuffle(asked)
-    size = plan.study.meta_sft.branches
-    return [
-        _tree(plan, domain, answers, asked[start : start + size], (*seed, start))
-        for start in range(0, len(asked), size)
-    ]
-
-
-def _tree(plan: Plan, domain: str, answers: dict[Asked, list[Tokens]], asked: Sequence[Asked], seed: tuple) -> Tree:
-    context = plan.context
-    prefix = context.prefix(context.domains[domain], plan.study.context.k, *seed)
-    branches = []
-    for name, number in asked:
-        prompt = context.branch(context.questions(context.domains[name])[number], after_examples=True)
-        branches += [Branch(prompt, tokens) for tokens in answers[name, number]]
-    return Tree(prefix, tuple(branches))
-
-
-def _answers(plan: Plan, domain: str) -> dict[Asked, list[Tokens]]:
+def true_answers(plan: Plan, domain: str) -> dict[Asked, list[Tokens]]:
     """Token ids of the true answers to the questions of meta-train domains, by question."""
-    known = plan.context.halves.meta_train
-    wanted = {d for d in known if d != domain or plan.study.meta_sft.diagonal}
+    wanted = set(asked_domains(plan, domain))
     found: dict[Asked, list[Tokens]] = {}
     for ask in plan.truth:
         if ask.predictor != TRUTH or ask.train_domain != domain:
@@ -56,3 +32,32 @@ def _answers(plan: Plan, domain: str) -> dict[Asked, list[Tokens]]:
                 ids = tokens or plan.context.renderer.completion(answer)
                 found.setdefault((name, question), []).append(ids)
     return found
+
+
+def epoch_trees(plan: Plan, epoch: int, answers_of: AnswersOf = true_answers) -> list[Tree]:
+    """All meta-train cells once: for each training domain its questions in random order, cut into trees of
+    `meta_sft.branches` questions, every tree under a fresh k-draw.
+    """
+    domains = plan.context.halves.meta_train
+    return [tree for domain in domains for tree in _domain_trees(plan, domain, epoch, answers_of(plan, domain))]
+
+
+def _domain_trees(plan: Plan, domain: str, epoch: int, answers: Mapping[Asked, list[Tokens]]) -> list[Tree]:
+    asked = sorted(answers)
+    seed = ("meta", plan.study.seed, epoch)
+    seeded(*seed, domain).shuffle(asked)
+    size = plan.study.meta_sft.branches
+    return [
+        _tree(plan, domain, answers, asked[start : start + size], (*seed, start))
+        for start in range(0, len(asked), size)
+    ]
+
+
+def _tree(plan: Plan, domain: str, answers: Mapping[Asked, list[Tokens]], asked: Sequence[Asked], seed: tuple) -> Tree:
+    context = plan.context
+    prefix = context.prefix(context.domains[domain], plan.study.context.k, *seed)
+    branches = []
+    for name, number in asked:
+        prompt = context.branch(context.questions(context.domains[name])[number], after_examples=True)
+        branches += [Branch(prompt, tokens) for tokens in answers[name, number]]
+    return Tree(prefix, tuple(branches))

@@ -1,22 +1,25 @@
-"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns what a domain's rows are; trains nothing."""
+"""Object-SFT: one adapter per domain, trained in Ray Train lanes. Owns their jobs; trains nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 
 from metagen_ray.errors import StageError
-from metagen_ray.prompts import chat
+from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import AdapterShard, Plan
-from metagen_ray.suites.suite import Domain
 from metagen_ray.training.lanes import run_lanes
-from metagen_ray.training.rows import Tree, plain_row
-from metagen_ray.training.worker import AdapterJob
+from metagen_ray.training.worker import AdapterJob, Outcome
 
 
-def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str], advance: Callable[[], None]) -> None:
-    """Train and commit every adapter; StageError names the first that failed, after all others are done."""
+def run(
+    plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str], on_outcome: Callable[[Outcome], None]
+) -> None:
+    """Train and commit every adapter; StageError names the first that failed, after all others are done.
+
+    `on_outcome` is called for each as it ends, by when a good one stands in the store.
+    """
     context, study = plan.context, plan.study
     jobs = [
         AdapterJob(
-            s.key, domain_rows(plan, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
+            s.key, domain_rows(context, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
         )
         for s in shards
     ]
@@ -27,7 +30,7 @@ def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str],
         context.store.root,
         "object_sft",
         f"{study.run_name()}-object",
-        lambda outcome: advance(),
+        on_outcome,
     )
     failed = [(s, o) for s, o in zip(shards, outcomes, strict=True) if not o.ok]
     if failed:
@@ -36,12 +39,6 @@ def run(plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str],
             f"object_sft: {len(failed)} of {len(shards)} adapters failed; the first, {shard.domain} "
             f"({shard.key[:12]}): {outcome.reason}. What was done is kept; run again to do the rest"
         )
-
-
-def domain_rows(plan: Plan, domain: Domain) -> list[Tree]:
-    """The training set of a domain as rows, rendered as the prompts of inference are."""
-    renderer = plan.context.renderer
-    return [plain_row(renderer.prompt(chat(prompt)), renderer.completion(answer)) for prompt, answer in domain.train]
 
 
 def _record(plan: Plan, shard: AdapterShard, versions: Mapping[str, str]) -> dict:

@@ -4,7 +4,7 @@ A key says what decides a shard's content: recipes, rows, seeds, digests of rend
 stage's VERSION. Studies share one pool, so what two of them have in common is computed once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -131,12 +131,15 @@ class Plan:
 
     def prompts(self, ask: Ask) -> list[Prompt]:
         """The prompts of an answer shard, prefixes together."""
-        found = []
+        found = [(domain, n, draw, prefix + branch) for domain, n, draw, prefix, branch in self.prompt_parts(ask)]
+        return sorted(found, key=lambda row: row[2])
+
+    def prompt_parts(self, ask: Ask) -> Iterator[tuple[Domain, int, int, Tokens, Tokens]]:
+        """Prompts as (eval domain, question, draw, shared prefix, what follows it); draw -1 and no prefix for none."""
         for domain in self.context.blocks[ask.block].domains:
             for number, question in enumerate(self.context.questions(domain)):
                 draw, prefix = self._prefix_of(ask.shown, ask.k, number)
-                found.append((domain, number, draw, prefix + self.context.branch(question, bool(prefix))))
-        return sorted(found, key=lambda row: row[2])
+                yield domain, number, draw, prefix, self.context.branch(question, bool(prefix))
 
     def beginning(self, ask: Ask, count: int) -> Ask:
         """The same ask of the first `count` domains of its block: what a study of fewer domains has asked."""

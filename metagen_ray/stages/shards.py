@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import ray
 
+from metagen_ray.cluster import ASKER_CPUS
 from metagen_ray.errors import StageError, UserError
 
 Row = dict[str, Any]
-ACTOR_CPUS = 0.05  # they wait for the app most of the time
 
 
 class ShardWorker(Protocol):
@@ -66,7 +66,7 @@ def run_shards(
         batch_size=1,
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
-        num_cpus=ACTOR_CPUS,
+        num_cpus=ASKER_CPUS,
     )
     failed = []
     for outcome in dataset.iter_rows():

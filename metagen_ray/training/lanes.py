@@ -23,6 +23,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
 
+from metagen_ray.cost.bank import bank_memory, choose_bank, deal
+from metagen_ray.cost.decoder import read_decoder
 from metagen_ray.errors import StageError, UserError
 from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
@@ -42,7 +44,6 @@ from metagen_ray.training.worker import (
 
 START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
 COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
-MAX_BANK = 16
 RESTARTS = 2  # of a trainer whose worker or controller died
 QUIET = {
     # The controller looks at its workers every 2 s by default, which is also what every short run waits at its end.
@@ -77,9 +78,15 @@ def run_lanes(
     """
     shares = [share for share in deal_jobs(jobs, resources.lanes) if share]
     site = _site(base_dir, resources)
-    bank = resources.bank or min(MAX_BANK, -(-len(jobs) // resources.lanes))
     settings = [
-        {"site": site, "jobs": ray.put(share), "store_root": store_root, "stage": stage, "bank": bank}
+        {
+            "site": site,
+            "jobs": ray.put(share),
+            "store_root": store_root,
+            "stage": stage,
+            "bank": resources.bank,
+            "most": -(-len(jobs) // resources.lanes),
+        }
         for share in shares
     ]
     outcomes: dict[str, Outcome] = {}
@@ -137,13 +144,7 @@ def run_meta(
 
 def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
     """Jobs to lanes, the most expensive first to whoever has least."""
-    shares: list[list[AdapterJob]] = [[] for _ in range(lanes)]
-    load = [0] * lanes
-    for job in sorted(jobs, key=AdapterJob.cost, reverse=True):
-        least = load.index(min(load))
-        shares[least].append(job)
-        load[least] += job.cost()
-    return shares
+    return [[jobs[n] for n in share] for share in deal([job.cost() for job in jobs], lanes)]
 
 
 def _site(base_dir: str | Path, resources: Resources) -> Site:
@@ -227,16 +228,32 @@ class _Run(threading.Thread):
 def _lane_loop(settings: dict) -> None:
     site, outbox = settings["site"], settings["queue"]
     store, stage = open_store(settings["store_root"]), settings["stage"]
-    done = store.keys(stage)
+    done, jobs = store.keys(stage), ray.get(settings["jobs"])
     speaks = ray.train.get_context().get_world_rank() == 0
     train_share(
         partial(_make_trainer, site),
-        ray.get(settings["jobs"]),
+        jobs,
         commit=lambda key, files, record: store.put_files(stage, key, files, record),
         tell=lambda outcome: outbox.put(astuple(outcome)) if speaks else None,
         is_done=done.__contains__,
-        bank=settings["bank"],
+        bank=settings["bank"] or _bank_size(site, jobs, settings["most"]),
     )
+
+
+def _bank_size(site: Site, jobs: Sequence[AdapterJob], most: int) -> int:
+    """As many adapters as pay on a CPU, or as fit on this worker's GPU; `most` are wanted."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return choose_bank(most, 1)
+    decoder, recipe = read_decoder(Path(site.base_dir)), jobs[0].recipe
+    trees = [tree for job in jobs for tree in job.trees]
+    step = recipe.batch_rows / max(1, sum(len(tree.branches) for tree in trees))
+    read = step * sum(tree.read_tokens() for tree in trees)
+    logits = step * sum(tree.completion_tokens() for tree in trees)
+    adapter = decoder.adapter_parameters(recipe.rank, recipe.targets)
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return choose_bank(most, 1, bank_memory(decoder, total, read, logits, adapter))
 
 
 def _meta_loop(settings: dict) -> MetaResult | str | None:

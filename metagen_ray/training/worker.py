@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from metagen_ray.cost.bank import cut_banks
 from metagen_ray.errors import UserError
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel
@@ -97,10 +98,8 @@ def make_banks(jobs: Sequence[AdapterJob], bank: int) -> list[list[AdapterJob]]:
     """Jobs in banks of at most `bank`, as even as they can be; those of like length together, as a bank ends with its
     longest member.
     """
-    count = -(-len(jobs) // bank)
     ordered = sorted(jobs, key=AdapterJob.cost, reverse=True)
-    ends = [round(len(ordered) * (n + 1) / count) for n in range(count)]
-    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[ordered[n] for n in members] for members in cut_banks(range(len(ordered)), bank)]
 
 
 def _by_shape(jobs: Sequence[AdapterJob]) -> list[list[AdapterJob]]:
