@@ -17,7 +17,7 @@ from benchmarks.apart import Apart
 from benchmarks.bases import GPU_SIZES, Base, make_base
 from benchmarks.measure import Options, Row, compared, interleave, rates
 from benchmarks.ours import Job, Ours
-from benchmarks.peak import Decoder, memory_gib, peak_rate, read_of, share
+from benchmarks.peak import decoder_of, memory_gib, peak_rate, reads_of, share, training_flops
 from benchmarks.peers import Rounds, Way, laid, relative_gap
 from metagen_ray.study import Recipe
 
@@ -55,16 +55,14 @@ def make_jobs(base: Base, count: int, row_count: int) -> list[Job]:
 
 def peak_share(base: Base, recipe: Recipe, jobs: list[Job], seconds: list[float]) -> float:
     """Share of the matrix-product rate at which these jobs were trained; the shapes are those of a bank's step."""
-    model = base.load()
-    decoder = Decoder.of(model)
-    step = [tree for trees, _ in jobs for tree in trees[: recipe.batch_rows]]
-    work = sum(recipe.epochs * decoder.training_flops(*read_of(trees), recipe.rank) for trees, _ in jobs)
-    return share(work, seconds, peak_rate(model, *read_of(step)[:2]))
+    step = reads_of(tree for trees, _ in jobs for tree in trees[: recipe.batch_rows])
+    whole = reads_of(tree for trees, _ in jobs for tree in trees).times(recipe.epochs)
+    return share(training_flops(decoder_of(base), whole, recipe.rank), seconds, peak_rate(base, step))
 
 
 def tokens_read(recipe: Recipe, jobs: list[Job]) -> int:
     """Tokens that training these jobs reads, over all epochs."""
-    return recipe.epochs * sum(read_of(trees)[0] for trees, _ in jobs)
+    return recipe.epochs * sum(tree.read_tokens() for trees, _ in jobs for tree in trees)
 
 
 def _warm(base: Base, recipe: Recipe, jobs: list[Job], options: Options) -> Row:

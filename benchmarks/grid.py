@@ -22,7 +22,8 @@ from benchmarks import workload
 from benchmarks.bases import Base, make_base
 from benchmarks.measure import ROOT, Options, Row, compared, fastest, interleave, rates
 from benchmarks.ours import Ours
-from benchmarks.peak import Decoder, peak_rate, share
+from benchmarks.peak import decoder_of, forward_flops, peak_rate, share
+from metagen_ray.cost.work import Reads
 from metagen_ray.prompts import Renderer
 from metagen_ray.serving.app import App, ServingSpec, deploy, undeploy
 from metagen_ray.serving.auth import read_token
@@ -224,8 +225,7 @@ def _parity(app: App, grid: Grid, peer: Transformers) -> float:
 
 
 def _share_of_peak(base: Base, grid: Grid, answer_tokens: int, seconds: list[float]) -> float:
-    """Prompts are read once for both samples; the rate is that of a step of a full batch."""
-    model = base.load()
+    """Prompts are read once for both samples; the rate is that of a step of 256 answers."""
     prompt_tokens = len(grid.adapters) * workload.shared_tokens_once(grid.prompts)
-    flops = Decoder.of(model).forward_flops(prompt_tokens + answer_tokens, answer_tokens, 0)
-    return share(flops, seconds, peak_rate(model, 256, 256))
+    flops = forward_flops(decoder_of(base), Reads(prompt_tokens + answer_tokens, logits=answer_tokens))
+    return share(flops, seconds, peak_rate(base, Reads(256, logits=256)))

@@ -20,7 +20,8 @@ from benchmarks import workload
 from benchmarks.bases import Base, make_base
 from benchmarks.engine import Vllm, spec_of
 from benchmarks.measure import Options, Row, compared, interleave, rates
-from benchmarks.peak import Decoder, peak_rate, share
+from benchmarks.peak import decoder_of, forward_flops, peak_rate, share
+from metagen_ray.cost.work import Reads
 from metagen_ray.prompts import Renderer, Scorer
 from metagen_ray.serving.client import Client
 from metagen_ray.serving.judge import Judge, judge_messages
@@ -30,6 +31,7 @@ from metagen_ray.suites import load_suite
 
 EVAL_DOMAINS, ANSWERS = 20, 32
 ANSWER_TOKENS, THOUGHT_TOKENS = 24, 64
+BATCH = Reads(4096, logits=256)  # what the engine reads at once
 SHARE_OF_ANSWERS = {"1M": 1, "10M": 8}  # one in so many is graded: the slow side stays under a minute
 DIGITS, THOUGHT = "greedy digits without sharing", "64 tokens of thought, then the number"
 Pair = tuple[str, str]
@@ -89,10 +91,8 @@ def _compare(base: Base, engine: Vllm, pairs: list[Pair], which: str, options: O
         THOUGHT: fresh(partial(engine.generate, prompts, max_tokens=THOUGHT_TOKENS + longest, **greedy)),
     }
     seconds = interleave(sides, options.rounds)
-    model = base.load()
-    tokens = workload.shared_tokens_once(prompts)
-    flops = Decoder.of(model).forward_flops(tokens, len(set(map(tuple, prompts))), 0)
-    of_peak = share(flops, seconds["ours"], peak_rate(model, 1024, 256))
+    read = Reads(workload.shared_tokens_once(prompts), logits=len(set(map(tuple, prompts))))
+    of_peak = share(forward_flops(decoder_of(base), read), seconds["ours"], peak_rate(base, BATCH))
     return [
         compared(
             6,

@@ -18,7 +18,7 @@ from benchmarks.bases import GPU_SIZES, Base, make_base
 from benchmarks.curves import Curve, write_curve
 from benchmarks.measure import Options, Row, compared, interleave, rates, timed
 from benchmarks.ours import Ours, gradient
-from benchmarks.peak import Decoder, memory_gib, peak_rate, read_of, share
+from benchmarks.peak import decoder_of, memory_gib, peak_rate, reads_of, share, training_flops
 from benchmarks.peers import PeftLoop, Rounds, Way, largest_gap
 from metagen_ray.study import META_RECIPE
 from metagen_ray.training.rows import Tree
@@ -61,8 +61,8 @@ def _compare(base: Base, options: Options) -> Row:
         seconds = interleave({"ours": train, "peer": partial(peer.call, "run")}, options.rounds)
         name = peer.call("name")
     cells = len(expanded) / (QUESTIONS_A_CELL * workload.ANSWERS)
-    model, read = base.load(), read_of(trees)
-    flops = Decoder.of(model).training_flops(*read, RECIPE.rank)
+    reads = reads_of(trees)
+    flops = training_flops(decoder_of(base), reads, RECIPE.rank)
     return compared(
         4,
         base.size,
@@ -73,11 +73,11 @@ def _compare(base: Base, options: Options) -> Row:
         rates(seconds["peer"], cells),
         parity=gradient_gap(base, trees[:TREES_A_STEP]),
         parity_of="largest difference of a step's gradient from stock PEFT's, over its largest entry",
-        peak_share=share(flops, seconds["ours"], peak_rate(model, *read_of(trees[:1])[:2])),
+        peak_share=share(flops, seconds["ours"], peak_rate(base, reads_of(trees[:TREES_A_STEP]))),
         aim=5.0,
         setting=str(way),
-        tokens_per_s=statistics.median(rates(seconds["ours"], read[0])),
-        tokens_spared=sum(row.read_tokens() for row in expanded) / read[0],
+        tokens_per_s=statistics.median(rates(seconds["ours"], reads.tokens)),
+        tokens_spared=sum(row.read_tokens() for row in expanded) / reads.tokens,
         engine=ours.engine_name,
         memory_gib=memory,
     )

@@ -41,6 +41,7 @@ SCRIPTS: Mapping[str, Script] = {
     "8": Script("benchmarks.plain_study", 7200),
     "9": Script("benchmarks.makespan", 1800, by_size=False),
     "10": Script("benchmarks.grow", 3600, by_size=False),
+    "workers": Script("benchmarks.workers", 1800),
 }
 
 

@@ -18,13 +18,13 @@ from benchmarks import workload
 from benchmarks.bases import CPU_SIZES, Base, make_base
 from benchmarks.engine import Vllm, spec_of
 from benchmarks.measure import Options, Row, compared, interleave, rates
-from benchmarks.peak import Decoder, memory_gib, peak_rate, read_of, share
+from benchmarks.peak import decoder_of, forward_flops, memory_gib, peak_rate, reads_of, share
 from benchmarks.peers import PeftLoop
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel
+from metagen_ray.training.likelihoods import Query, score_answers
 from metagen_ray.training.lora import LoraShape
 from metagen_ray.training.rows import Tree
-from metagen_ray.training.score import score
 
 QUESTIONS, ANSWERS = 20, 2
 PREFIXES = {"1M": 16, "10M": 4}
@@ -51,9 +51,8 @@ def _compare(base: Base, options: Options) -> list[Row]:
 
     memory = memory_gib(partial(keep, "ours"))
     seconds = interleave({name: partial(keep, name) for name in work}, options.rounds)
-    model = base.load()
-    decoder, read = Decoder.of(model), read_of(trees)
-    of_peak = share(decoder.forward_flops(*read), seconds["ours"], peak_rate(model, *read_of(trees[:1])[:2]))
+    reads = reads_of(trees)
+    of_peak = share(forward_flops(decoder_of(base), reads), seconds["ours"], peak_rate(base, reads_of(trees[:2])))
     return [
         compared(
             5,
@@ -66,7 +65,7 @@ def _compare(base: Base, options: Options) -> list[Row]:
             **_agreement(found["ours"], found[name]),
             peak_share=of_peak,
             aim={"vLLM prompt_logprobs": 6.0, "vLLM prompt_logprobs, prefix cache forced on": 1.2}.get(name),
-            tokens_per_s=statistics.median(rates(seconds["ours"], read[0])),
+            tokens_per_s=statistics.median(rates(seconds["ours"], reads.tokens)),
             memory_gib=memory,
         )
         for name in work
@@ -87,7 +86,16 @@ def _agreement(ours: Sequence[float], peer: Sequence[float]) -> dict[str, Any]:
 def _ours(base: Base, trees: list[Tree]) -> Callable[[], list[float]]:
     """With an adapter that changes nothing, which the peer is spared."""
     model = AdaptedModel(base.load(), [LoraShape.of(Recipe())], base.device)
-    return lambda: [value for branches in score(model, trees) for value in branches]
+    queries = [query for tree in trees for query in _queries(tree)]
+    return lambda: [value for answers in score_answers(model, queries) for value in answers]
+
+
+def _queries(tree: Tree) -> list[Query]:
+    """The tree's questions in order, each with its answers."""
+    answers: dict[tuple[int, ...], list[list[int]]] = {}
+    for branch in tree.branches:
+        answers.setdefault(tuple(branch.prompt), []).append(branch.completion)
+    return [Query(tree.prefix, list(question), tuple(given)) for question, given in answers.items()]
 
 
 def _vllm(base: Base, trees: list[Tree]) -> dict[str, Callable[[], list[float]]]:

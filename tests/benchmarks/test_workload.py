@@ -1,6 +1,5 @@
 """Both sides of a measurement read the same tokens, and what is counted is what is read."""
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from benchmarks.apart import Apart
 from benchmarks.bases import Base, make_base
 from benchmarks.meta_trl import gradient_gap
 from benchmarks.ours import Ours
-from benchmarks.peak import Decoder, product_rate, read_of
+from benchmarks.peak import decoder_of, forward_flops, pack_products, product_rate, reads_of, training_flops
 from benchmarks.peers import IGNORED, PeftLoop, Rounds, Trl, Way, laid, largest_gap, padded, relative_gap
+from metagen_ray.cost.work import Reads
 from metagen_ray.study import Recipe
 from metagen_ray.training.base import AdaptedModel
 from metagen_ray.training.lora import LoraShape
@@ -80,17 +80,16 @@ def test_sorting_inside_steps_keeps_the_steps() -> None:
         assert lengths == sorted(row.read_tokens() for row in rows[start : start + 8])
 
 
-def test_read_of_counts_what_a_pack_holds() -> None:
+def test_reads_of_trees_are_those_of_their_pack() -> None:
     trees = [
         *workload.meta_trees(base(), 1),
         plain_row([1, 2, 3], [4, 5]),
         Tree([1, 2], (Branch([3], [4, 5, 6]), Branch([3], [7]), Branch([8, 9], [1]))),
     ]
-    laid_out = pack(trees)
-    tokens, predicted, pairs = read_of(trees)
-    assert tokens == len(laid_out.token_S)
-    assert predicted == len(laid_out.label_C)
-    assert pairs == int(laid_out.visible_SS().sum())
+    laid_out, reads = pack(trees), reads_of(trees)
+    assert reads.tokens == len(laid_out.token_S)
+    assert reads.logits == len(laid_out.label_C)
+    assert reads.pairs == int(laid_out.visible_SS().sum())
 
 
 def test_shared_tokens_count_once() -> None:
@@ -98,12 +97,24 @@ def test_shared_tokens_count_once() -> None:
     assert workload.shared_tokens_once(prompts) == 5
 
 
-def test_flops_of_a_forward_are_those_of_its_products() -> None:
-    decoder = Decoder.of(base().load())
-    products: Sequence[tuple[int, int, int]] = decoder.step_products(tokens=7, predicted=3)
-    assert decoder.forward_flops(7, 3, pairs=0) == sum(2 * m * k * n for m, k, n in products)
-    weights = sum(k * n for _, k, n in products)
-    assert 0.9e6 < weights < 1.1e6
+def test_products_of_a_pack_are_its_forward() -> None:
+    decoder, reads = decoder_of(base()), Reads(tokens=7, logits=3)
+    products = pack_products(decoder, reads)
+    assert forward_flops(decoder, reads) == sum(2 * m * k * n for m, k, n in products)
+    assert 0.9e6 < sum(k * n for _, k, n in products) < 1.1e6
+
+
+def test_operations_of_a_training_are_those_that_torch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # One row without padding, so that stock PEFT does nothing that is not needed.
+    (row, *_), recipe = workload.fine_tunes(base(), 1, rows=1)[0], Recipe(rank=4)
+    peer = PeftLoop(base(), recipe)
+    with FlopCounterMode(display=False) as counter:
+        peer.backward(peer.prepare([row], Way(1))[0])
+    expected = training_flops(decoder_of(base()), reads_of([row]), recipe.rank)
+    # The peer also reads the last token, and its attention is counted whole rather than below the diagonal.
+    assert expected < counter.get_total_flops() < 1.2 * expected
 
 
 def test_product_rate_is_that_of_a_machine() -> None:
