@@ -49,7 +49,7 @@ class Base:
         """The frozen decoder: fp32 on the CPU, bf16 on a GPU. The same weights every time."""
         if self.size in CPU_SIZES:
             return load_base(self.directory)
-        return freeze(_random_qwen3(self.size), checkpointing=False)
+        return freeze(random_qwen3(self.size, self.device))
 
     def tokenizer(self) -> Any:
         """The lab's tokenizer."""
@@ -84,10 +84,10 @@ def _qwen3_config(size: str) -> Any:
     return Qwen3Config(**QWEN3[size], **QWEN3_ALL)
 
 
-def _random_qwen3(size: str) -> nn.Module:
-    """Made where it stays: a CPU would draw the weights of 4B parameters for minutes."""
+def random_qwen3(size: str, device: str) -> nn.Module:
+    """Random bf16 weights, made where they stay: a CPU would draw those of 4B parameters for minutes."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         return AutoModelForCausalLM.from_config(_qwen3_config(size), dtype=torch.bfloat16, attn_implementation="sdpa")

@@ -57,6 +57,10 @@ class Peer(Protocol):
 
     name: str
 
+    def takes(self, way: Way) -> bool:
+        """Whether it has this setting."""
+        ...
+
     def prepare(self, rows: Sequence[Tree], way: Way) -> Any:
         """The rows as the peer takes them; not part of what is timed."""
         ...
@@ -84,8 +88,9 @@ class Rounds:
         return self.peer.name
 
     def choose(self, ways: Sequence[Way], rows: Sequence[Tree], start: Adapter) -> Way:
-        """The fastest way to train on these rows."""
-        works = {str(way): partial(self.peer.train, self._prepared(rows, way), start, way) for way in ways}
+        """The fastest way to train on these rows, of those that the peer has."""
+        had = [way for way in ways if self.peer.takes(way)]
+        works = {str(way): partial(self.peer.train, self._prepared(rows, way), start, way) for way in had}
         best = fastest(works)
         return next(way for way in ways if str(way) == best)
 
@@ -134,6 +139,10 @@ class Trl:
         self.tokenizer = base.tokenizer()
         self.model = lora_model(base.load(), recipe)
         self._room = tempfile.TemporaryDirectory(prefix="metagen-trl-")
+
+    def takes(self, way: Way) -> bool:
+        """All of them."""
+        return True
 
     def prepare(self, rows: Sequence[Tree], way: Way) -> Any:
         """A data set of token ids and labels, which TRL does not have to prepare any more."""
@@ -197,6 +206,10 @@ class PeftLoop:
         self.recipe = recipe
         self.device = torch.device(base.device)
         self.model = lora_model(base.load(), recipe)
+
+    def takes(self, way: Way) -> bool:
+        """Padding alone: the order of rows is the caller's."""
+        return not (way.padding_free or way.grouped)
 
     def prepare(self, rows: Sequence[Tree], way: Way) -> list[list[dict[str, torch.Tensor]]]:
         """Steps of padded parts."""

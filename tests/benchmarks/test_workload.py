@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import workload
 from benchmarks.apart import Apart
-from benchmarks.bases import Base, make_base
+from benchmarks.bases import Base, make_base, random_qwen3
 from benchmarks.meta_trl import gradient_gap
 from benchmarks.ours import Ours
 from benchmarks.peak import decoder_of, forward_flops, pack_products, product_rate, reads_of, training_flops
@@ -124,6 +124,21 @@ def test_product_rate_is_that_of_a_machine() -> None:
 def test_larger_base_has_ten_million_parameters(tmp_path: Path) -> None:
     model = make_base("10M", tmp_path).load()
     assert 9e6 < sum(p.numel() for p in model.parameters()) < 12e6
+
+
+@pytest.mark.parametrize(("size", "billions"), [("0.6B", 0.596), ("4B", 4.022)])
+def test_gpu_sizes_have_the_public_shapes(size: str, billions: float) -> None:
+    model = random_qwen3(size, "meta")
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(billions * 1e9, rel=1e-3)
+
+
+def test_rows_of_gpu_sizes_are_as_long_as_real_advice(tmp_path: Path) -> None:
+    gpu = make_base("0.6B", tmp_path)
+    (first, second), (tree,) = workload.fine_tunes(gpu, 2, rows=4), workload.meta_trees(gpu, 1)
+    assert first != second
+    assert all(120 <= row.read_tokens() + 1 <= 310 for row in first)
+    assert len(tree.branches) == 16 and 8 * 120 <= len(tree.prefix) <= 8 * 310
+    assert decoder_of(gpu).layers == 28
 
 
 def test_gaps_of_adapters_are_those_of_their_numbers() -> None:
