@@ -15,7 +15,7 @@ UV_PIN := $(shell grep '^uv==' $(LOCK))
 UV_COMPILE := build/lock/bin/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match --custom-compile-command "make lock" -q
 
-.PHONY: help setup dependencies demo test test-slow lint format proof lock clean
+.PHONY: help setup dependencies demo test test-slow lint format bench proof lock clean
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo "test       lint, types and the quick tests"
 	@echo "test-slow  the tests that start models, clusters and servers, and the faults"
 	@echo "lint       ruff and pyright;  format: rewrite with ruff"
+	@echo "bench      every row of docs/benchmarks.md, against what a user would pick instead; an hour or two, on an idle machine"
 	@echo "proof      campaigns of hours, in pieces that resume; appends to results/proof.jsonl"
 	@echo "lock       resolve docker/*.in again (UPGRADE=--upgrade for new versions)"
 
@@ -68,6 +69,9 @@ test: lint
 
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu"
+
+bench: setup
+	$(BIN)/python -m benchmarks.run
 
 proof: setup
 	$(BIN)/python -m tests.proof

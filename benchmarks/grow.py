@@ -61,6 +61,10 @@ def row(growth: Growth) -> dict[str, Any]:
     return {
         "row": 10,
         "size": f"{d} -> {d + 1} domains",
+        "what": "cells asked when a study grows by one domain; the ratio is to the 2 D + 1 new ones, at most the aim",
+        "against": "the whole grid again",
+        "unit": "cells",
+        "aim": 1.1,
         "ours": asked,
         "peer": (d + 1) ** 2,
         "ratio": ratio,

@@ -1,6 +1,6 @@
 """Throughput of the app: answers and tokens per second, by prompt length, samples and prompts per request.
 
-    python benchmarks/serving.py [--model DIR] [--prompts 4000] [--replicas 1] [--results FILE]
+    python -m benchmarks.serving [--model DIR] [--prompts 4000] [--replicas 1] [--results FILE]
 
 Prompts come in groups of 20 that share all but their last 20 tokens; 8 tokens an answer. The adapter is random, of
 rank 8 on all linear layers. Each figure is also given per CPU-second of all serving processes, which another load on
@@ -12,7 +12,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from typing import Any
 import psutil
 import ray
 
+from benchmarks.measure import append_line, commit, machine
 from metagen_ray.base_model import find_base
 from metagen_ray.serving.app import App, ServingSpec, deploy, undeploy
 from metagen_ray.serving.auth import read_token
@@ -130,12 +130,9 @@ def random_adapter(model_dir: str, store: Path) -> str:
 
 def report(results: Path, row: dict[str, Any]) -> None:
     """Print a row and append it with commit and date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    line = json.dumps(row | {"commit": commit, "date": datetime.now(UTC).isoformat(timespec="seconds")})
-    print(line, flush=True)
-    results.parent.mkdir(parents=True, exist_ok=True)
-    with results.open("a") as file:
-        file.write(line + "\n")
+    line = row | {"machine": machine(), "commit": commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
+    print(json.dumps(line), flush=True)
+    append_line(results, line)
 
 
 def arguments() -> argparse.Namespace:

@@ -1,0 +1,99 @@
+"""vLLM's own `LLM`, without Ray and without HTTP: the peer that scores, the judges' transport, the plain study's app.
+
+It has the settings of the served app's engine, our CPU worker included. Answers the calls of `serving.client.Client`
+that judge and grid need.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bases import Base
+from benchmarks.measure import cores
+from metagen_ray.serving.adapters import fetch_adapter
+from metagen_ray.serving.app import ServingSpec
+from metagen_ray.serving.client import Completion
+from metagen_ray.serving.replica import engine_environment
+
+Prompt = list[int]
+
+
+def spec_of(base: Base) -> ServingSpec:
+    """A base alone, with as many threads as this process may use."""
+    return ServingSpec(str(base.directory), "base", store="", threads=cores())
+
+
+class Vllm:
+    """One engine. Prompts are token ids; a model is named as in the app."""
+
+    def __init__(self, spec: ServingSpec, lora: bool = False) -> None:
+        self.spec = spec
+        self._room = tempfile.TemporaryDirectory(prefix="metagen-adapters-")
+        self._adapters: dict[str, Any] = {}
+        os.environ.update(engine_environment(spec))
+        from vllm import LLM
+
+        from metagen_ray.serving.engine import engine_settings
+
+        settings = engine_settings(spec)
+        if not lora:
+            settings = {name: value for name, value in settings.items() if "lora" not in name}
+        self.llm = LLM(model=spec.model_dir, **settings)
+
+    def forget(self) -> None:
+        """Empty the prefix cache, so that no round finds what an earlier one has read."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache; a request is still running")
+
+    def generate(self, prompts: Sequence[Prompt], model: str = "", **sampling: Any) -> list[Any]:
+        """VLLM's outputs, in the order of the prompts."""
+        from vllm import SamplingParams
+
+        asked: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
+        return self.llm.generate(asked, SamplingParams(**sampling), use_tqdm=False, lora_request=self._adapter(model))
+
+    async def complete(
+        self,
+        model: str,
+        prompts: Sequence[Prompt],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_tokens: int,
+        stop_ids: Sequence[int] = (),
+    ) -> list[list[Completion]]:
+        """As the client's: `n` answers to each prompt."""
+        sampling = {"n": n, "temperature": temperature, "max_tokens": max_tokens, "stop_token_ids": list(stop_ids)}
+        outputs = self.generate(prompts, model, detokenize=False, **sampling)
+        return [[Completion("", tuple(a.token_ids), a.finish_reason) for a in output.outputs] for output in outputs]
+
+    async def next_token_logprobs(
+        self, model: str, prompts: Sequence[Prompt], candidate_ids: Sequence[int]
+    ) -> list[dict[int, float]]:
+        """As the client's: log-probability of each candidate as the next token of each prompt."""
+        ids = list(dict.fromkeys(candidate_ids))
+        asked = {"max_tokens": 1, "temperature": 0.0, "logprob_token_ids": ids, "detokenize": False}
+        return [
+            {i: output.outputs[0].logprobs[0][i].logprob for i in ids}
+            for output in self.generate(prompts, model, **asked)
+        ]
+
+    def close(self) -> None:
+        """End the engine's process."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self._room.cleanup()
+
+    def _adapter(self, model: str) -> Any:
+        """The adapter that a model's name asks for, fetched from the store at its first use."""
+        key = model.partition(":")[2]
+        if not key:
+            return None
+        if key not in self._adapters:
+            from vllm.lora.request import LoRARequest
+
+            directory = Path(self._room.name) / key
+            fetch_adapter(self.spec.store, self.spec.adapter_stages, key, directory)
+            self._adapters[key] = LoRARequest(key, len(self._adapters) + 1, str(directory))
+        return self._adapters[key]
