@@ -16,7 +16,7 @@ from metagen_ray.study import Resources, Study
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
 REACH_S = 10.0
-SMALL_PARTS_CPUS = 0.15  # the app's ingress and the actors that ask it
+SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
 ASKER_CPUS = 0.05  # an actor that asks the app, and waits for it most of the time
 
 
@@ -70,7 +70,8 @@ def check_fit(study: Study) -> None:
     need, have = study.resources, ray.cluster_resources()
     workers = max(need.lanes * need.workers_per_lane, need.meta_workers)
     # The app stays up while meta-SFT trains, so both must fit at once.
-    cpus = need.replicas * need.cpus_per_replica + workers * need.cpus_per_worker + SMALL_PARTS_CPUS
+    cpus = need.replicas * need.cpus_per_replica + workers * need.cpus_per_worker
+    cpus += need.askers * ASKER_CPUS + SMALL_PARTS_CPUS
     gpus = need.replicas * need.gpus_per_replica + workers * need.gpus_per_worker
     for kind, wanted, key in (("CPUs", cpus, "CPU"), ("GPUs", gpus, "GPU")):
         if wanted > have.get(key, 0.0):
@@ -99,7 +100,7 @@ def overlap_fits(need: Resources, have: Mapping[str, float]) -> bool:
     if need.overlap == "off":
         return False
     whole = need.overlap == "auto"
-    askers = need.clients * ASKER_CPUS
+    askers = need.askers * ASKER_CPUS
     cpus = _for_both(need, need.cpus_per_worker, need.cpus_per_replica, whole) + (
         math.ceil(askers) if whole else askers
     )

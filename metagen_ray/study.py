@@ -133,7 +133,7 @@ class Resources(Section):
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")
     cpus_per_replica: float = Field(default=1, gt=0, description="CPUs of one replica")
     kv_cache_gib: float = Field(default=0.25, gt=0, description="KV cache of a CPU replica, GiB")
-    clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app")
+    clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app, for each replica")
     prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
     port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
     memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on one node, GiB")
@@ -142,6 +142,11 @@ class Resources(Section):
         description="ask and judge while adapters and meta-SFT train; `auto` where both have devices and cores of "
         "their own",
     )
+
+    @property
+    def askers(self) -> int:
+        """Ray Data actors that ask the app, so many that no replica waits for work."""
+        return self.clients * self.replicas
 
     @field_validator("overlap", mode="before")
     @classmethod

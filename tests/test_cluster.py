@@ -76,6 +76,8 @@ def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
         (["lanes=3"], {"CPU": 5}, True),
         (["meta_workers=4"], {"CPU": 5}, False),
         (["clients=30"], {"CPU": 3}, False),
+        (["replicas=12"], {"CPU": 14}, False),  # 24 askers take a core and a fifth
+        (["replicas=12"], {"CPU": 15}, True),
         (["overlap=on"], {"CPU": 2}, True),
         (["overlap=off"], {"CPU": 64}, False),
         (["gpus_per_worker=1", "gpus_per_replica=1"], {"CPU": 8, "GPU": 2}, True),

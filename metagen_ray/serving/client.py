@@ -18,6 +18,7 @@ from metagen_ray.errors import InputError, MachineError, StageError
 T = TypeVar("T")
 Prompt = list[int] | str
 IDS_PER_REQUEST = 128  # vLLM's bound on logprob_token_ids
+WORTH_KEEPING_TOKENS = 32  # a block of the prefix cache, the least that two prompts can share there
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 FINISHED = frozenset({"stop", "length"})
 
@@ -144,8 +145,7 @@ class Client:
     ) -> list[T]:
         # Neighbours in sorted order share prefixes: they travel together and meet in the prefix cache.
         order = sorted(range(len(prompts)), key=lambda i: prompts[i])
-        size = self.limits.prompts_per_request
-        chunks = [order[start : start + size] for start in range(0, len(order), size)]
+        chunks = _requests(order, prompts, self.limits.prompts_per_request)
 
         async def ask(chunk: list[int]) -> list[T]:
             sent = {**body, "model": model, "prompt": [prompts[i] for i in chunk]}
@@ -179,6 +179,28 @@ class Client:
         raise StageError(
             f"{what}: no answer after {self.limits.attempts} attempts; the last gave {reason}; look at the app's log"
         )
+
+
+def _requests(order: Sequence[int], prompts: Sequence[Prompt], size: int) -> list[list[int]]:
+    """Sorted prompts by request, `size` at most; a request ends early where that keeps a shared prefix in one piece.
+
+    Two requests may go to two replicas, and each would read the prefix.
+    """
+    chunks, start = [], 0
+    while len(order) - start > size:
+        full = start + size
+        whole = _shared(prompts[order[full - 1]], prompts[order[full]])
+        ends = range(full, start + size // 2, -1)
+        early = (e for e in ends if whole - _shared(prompts[order[e - 1]], prompts[order[e]]) >= WORTH_KEEPING_TOKENS)
+        end = next(early, full)
+        chunks.append([*order[start:end]])
+        start = end
+    return [*chunks, [*order[start:]]] if start < len(order) else chunks
+
+
+def _shared(one: Prompt, other: Prompt) -> int:
+    """How many tokens two prompts share from their beginning."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 async def _all(asks: Sequence[Awaitable[T]]) -> list[T]:

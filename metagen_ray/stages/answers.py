@@ -34,7 +34,7 @@ def run_asks(
 ) -> None:
     """Have the app answer every shard and commit it."""
     arguments, rows = ask_work(plan, asks, app, versions)
-    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources.askers, on_outcome)
 
 
 def ask_work(
@@ -43,8 +43,8 @@ def ask_work(
     """Arguments of AnswerWorker and a row for every shard; one listing of a stage finds what is not asked again."""
     present = {stage: plan.context.store.keys(stage) for stage in {a.stage for a in asks}}
     arguments = worker_arguments(plan, app, versions, answered_domains(plan, asks, present))
-    # Shards of one adapter stand together, so that few adapters are in use at a time.
-    rows = [asdict(ask) for ask in sorted(asks, key=lambda a: (a.adapter or "", a.train_domain, a.block))]
+    # Shards of one adapter stand together, so that few are in use at a time; within, those that show the same examples.
+    rows = [asdict(a) for a in sorted(asks, key=lambda a: (a.adapter or "", a.shown, a.k, a.block, a.train_domain))]
     for row in rows:
         row["adapter"] = row["adapter"] or ""
     return arguments, rows

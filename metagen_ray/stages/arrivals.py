@@ -15,7 +15,7 @@ from metagen_ray.progress import say
 from metagen_ray.stages.plan import Ask, Plan
 from metagen_ray.stages.status import Status
 
-FREE_PER_CLIENT = 16  # shards of a batch that waits for no adapter: for so long the truth may have to wait
+FREE_PER_ASKER = 16  # shards of a batch that waits for no adapter: for so long the truth may have to wait
 STOP_WAIT_S = 30.0  # for a shard that is being asked; what follows takes the app down, which ends it too
 
 Wanted = Callable[[], None]  # raises Stopped where the rest is not wanted any more; called between shards
@@ -48,7 +48,7 @@ def run_overlapped(plan: Plan, status: Status, hands: Hands) -> None:
         for part in ("truth", "untrained"):
             hands.judge(part, wanted)
 
-    size = FREE_PER_CLIENT * plan.study.resources.clients
+    size = FREE_PER_ASKER * plan.study.resources.askers
     with Arrivals(truth, free, status.present["object_sft"], hands.ask, judge, size) as arrivals:
         hands.train(arrivals.arrived)
         arrivals.all_arrived()

@@ -67,6 +67,7 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         lines = close_ledger(plan, ledger.stages, present)
     for line in lines:
         say(line)
+    _say_spared(ledger)
     return run
 
 
@@ -89,6 +90,14 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
         for step in (_train, _truth, _untrained, _meta, _predict):
             check()
             step(plan, Status(plan), ledger, app)
+
+
+def _say_spared(ledger: Ledger) -> None:
+    """How many answers needed no judging."""
+    passes = [figures for name, figures in ledger.stages.items() if name.startswith("judge ")]
+    if passes:
+        read, judged = (sum(figures[what] for figures in passes) for what in ("read", "judged"))
+        say(f"judging: {judged:,.0f} of {read:,.0f} answers, {read - judged:,.0f} spared; equal ones are graded once")
 
 
 def _write_index(plan: Plan) -> None:

@@ -25,7 +25,7 @@ def run_judge(
 ) -> None:
     """Grade every shard and commit its scores; StageError where the judge leaves too many answers unscored."""
     arguments, rows = judge_work(plan, shards, app, versions)
-    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.clients, on_outcome)
+    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.askers, on_outcome)
 
 
 def judge_work(
@@ -65,7 +65,8 @@ class JudgeWorker(AnswerWorker):
         store = self.plan.context.store
         store.mark("judge", shard.label, shard.key)
         store.put_shard("judge", shard.key, table, record)
-        return {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
+        figures = {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
+        return figures | {"spared": read - len(left)}
 
     def _pairs(self, shard: JudgeShard) -> tuple[list[Pair], int]:
         """Distinct pairs that no earlier pass has graded, and how many answers they were drawn from."""

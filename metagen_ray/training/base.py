@@ -52,7 +52,7 @@ class AdaptedModel(nn.Module):
         before the next forward: layers that recompute read what this pack was lent.
         """
         pack = pack if self.device.type == "cpu" else pack.to(self.device)
-        self._lend(pack, salts)
+        self.lend(pack, salts)
         if self.by_parts:
             reading = {"attention_mask": None, "parts": cut(pack)}
         else:
@@ -80,7 +80,8 @@ class AdaptedModel(nn.Module):
             )
         return [[tree] for tree in trees]
 
-    def _lend(self, pack: Pack, salts: Sequence[int]) -> None:
+    def lend(self, pack: Pack, salts: Sequence[int] = ()) -> None:
+        """Give the layers what they need of the adapters to read this pack; `forward` does."""
         shares = [slot.shape.dropout for slot in self.slots]
         dropping = self.training and any(shares) and salts
         scalings = [slot.shape.alpha / slot.shape.rank for slot in self.slots]
@@ -98,7 +99,7 @@ class AdaptedModel(nn.Module):
         register()
         before = self.base.config._attn_implementation  # type: ignore[union-attr]
         try:
-            self._lend(probe, ())
+            self.lend(probe, ())
             self.base.set_attn_implementation(NAME)  # type: ignore[operator]
             with torch.no_grad():
                 self.base(input_ids=probe.token_S[None], position_ids=probe.position_S[None], parts=parts)

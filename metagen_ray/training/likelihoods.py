@@ -133,7 +133,7 @@ def _branch_sums(loss_C: torch.Tensor, laid: Pack) -> list[float]:
 
 def _read(model: AdaptedModel, cache: Any, laid: Pack, **inputs: Any) -> torch.Tensor:
     """Logits of one sequence, its keys and values appended to the cache."""
-    model._lend(laid, ())
+    model.lend(laid, ())
     return model.base(input_ids=laid.token_S[None], past_key_values=cache, use_cache=True, **inputs).logits[0]
 
 

@@ -64,6 +64,33 @@ def test_complete_requests_are_chunked_bounded_and_without_a_seed():
     assert {authorization for _, authorization in seen} == {"Bearer s3cret"}
 
 
+def sent(prompts: list[list[int]], size: int) -> list[list[list[int]]]:
+    """The prompts of each request, in sorted order."""
+    bodies = []
+    with scripted_server(lambda e: (bodies.append(e.body["prompt"]), ok(e))[1]) as url:
+        answers = ask(url, lambda c: c.complete("m", prompts, max_tokens=4), Limits(prompts_per_request=size))
+    assert [a[0].tokens for a in answers] == [(prompt[-1], 0) for prompt in prompts]
+    return sorted(bodies)
+
+
+def test_complete_prompts_of_one_long_prefix_travel_in_one_request():
+    prefixes = [[100 + n] * 40 for n in range(4)]
+    prompts = [prefix + [q] for q in range(5) for prefix in prefixes]
+    requests = sent(prompts, 8)
+    assert [len(r) for r in requests] == [5, 5, 5, 5]  # 8, 8 and 4 would read two prefixes twice
+    assert all(len({tuple(p[:40]) for p in r}) == 1 for r in requests)
+
+
+def test_complete_requests_are_full_where_prompts_share_little_or_all_the_same():
+    apart = [[n, 7] for n in range(20)]
+    short = [[n // 5] * 30 + [n] for n in range(20)]  # prefixes of less than a block
+    same = [[9] * 40 + [n] for n in range(20)]
+    long_runs = [[n // 10] * 40 + [n] for n in range(20)]  # an early end would leave requests less than half full
+    for prompts in (apart, short, same):
+        assert [len(r) for r in sent(prompts, 8)] == [8, 8, 4]
+    assert [len(r) for r in sent(long_runs, 8)] == [8, 8, 4]
+
+
 def test_complete_text_prompts_send_only_fields_that_every_server_knows():
     bodies = []
     with scripted_server(lambda e: (bodies.append(e.body), ok(e))[1]) as url:
