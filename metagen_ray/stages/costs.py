@@ -23,12 +23,11 @@ from metagen_ray.errors import InputError
 from metagen_ray.stages.context import Tokens
 from metagen_ray.stages.growth import answered_domains
 from metagen_ray.stages.judge_prompts import JudgePrompts
-from metagen_ray.stages.meta_rows import Asked, asked_domains, epoch_trees
+from metagen_ray.stages.meta_cells import Asked, Cells, asked_domains, epoch_cells
 from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import META, PASSES, TRUTH, AdapterShard, Ask, JudgeShard, Plan
 from metagen_ray.stages.status import Status
 from metagen_ray.study import Recipe, parse_yaml
-from metagen_ray.training.rows import Tree
 
 ASKED = {"truth": "ground_truth", "untrained": "predict untrained", "meta": "predict meta"}
 
@@ -145,7 +144,8 @@ class Counter:
     def _fine_tunes(self) -> dict[str, Work]:
         """The fine-tune of every domain; seeds do the same work."""
         context, recipe = self.plan.context, self.study.object_sft
-        return {d.id: _training([domain_rows(context, d)], recipe, recipe.epochs) for d in context.active}
+        rows = {d.id: [([], [row]) for row in domain_rows(context, d)] for d in context.active}
+        return {domain: _training([cells], recipe, recipe.epochs) for domain, cells in rows.items()}
 
     @cached_property
     def _object_adapter(self) -> int:
@@ -154,7 +154,7 @@ class Counter:
 
     def _meta(self) -> Unit:
         plan, recipe = self.plan, self.study.meta_sft.recipe
-        epochs = [epoch_trees(plan, epoch, self._assumed_answers) for epoch in range(recipe.epochs)]
+        epochs = [epoch_cells(plan, epoch, self._assumed_answers) for epoch in range(recipe.epochs)]
         learned = set(plan.context.halves.meta_train)
         after = tuple(a.key for a in plan.truth if a.predictor == TRUTH and a.train_domain in learned)
         adapter = self.decoder.adapter_parameters(recipe.rank, recipe.targets)
@@ -203,9 +203,9 @@ class Counter:
         return sum(samples for samples in {a.key: a.samples for a in asks if a.block == block}.values())
 
 
-def _training(epochs: Sequence[Sequence[Tree]], recipe: Recipe, times: int) -> Work:
+def _training(epochs: Sequence[Sequence[Cells]], recipe: Recipe, times: int) -> Work:
     """A fine-tune on these epochs, each read `times` times."""
-    trees = [(len(t.prefix), [(b.prompt, len(b.completion)) for b in t.branches]) for e in epochs for t in e]
+    trees = [(len(prefix), [(p, len(c)) for p, c in branches]) for cells in epochs for prefix, branches in cells]
     reads = sum((tree_reads(*tree) for tree in trees), Reads()).times(times)
-    updates = times * len(epochs) * math.ceil(sum(len(tree.branches) for tree in epochs[0]) / recipe.batch_rows)
+    updates = times * len(epochs) * math.ceil(sum(len(branches) for _, branches in epochs[0]) / recipe.batch_rows)
     return Work(reads, updates=updates, unshared=times * sum(row_tokens(*tree) for tree in trees))

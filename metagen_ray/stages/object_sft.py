@@ -6,6 +6,7 @@ from metagen_ray.errors import StageError
 from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import AdapterShard, Plan
 from metagen_ray.training.lanes import run_lanes
+from metagen_ray.training.rows import Tree, plain_row
 from metagen_ray.training.worker import AdapterJob, Outcome
 
 
@@ -18,10 +19,7 @@ def run(
     """
     context, study = plan.context, plan.study
     jobs = [
-        AdapterJob(
-            s.key, domain_rows(context, context.domains[s.domain]), study.object_sft, s.seed, _record(plan, s, versions)
-        )
-        for s in shards
+        AdapterJob(s.key, _trees(plan, s.domain), study.object_sft, s.seed, _record(plan, s, versions)) for s in shards
     ]
     outcomes = run_lanes(
         context.base.directory,
@@ -39,6 +37,10 @@ def run(
             f"object_sft: {len(failed)} of {len(shards)} adapters failed; the first, {shard.domain} "
             f"({shard.key[:12]}): {outcome.reason}. What was done is kept; run again to do the rest"
         )
+
+
+def _trees(plan: Plan, domain: str) -> list[Tree]:
+    return [plain_row(*row) for row in domain_rows(plan.context, plan.context.domains[domain])]
 
 
 def _record(plan: Plan, shard: AdapterShard, versions: Mapping[str, str]) -> dict:

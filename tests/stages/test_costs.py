@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -40,6 +42,11 @@ def test_units_are_the_shards_of_the_plan_in_the_order_of_stages(plan):
     assert tuple(dict.fromkeys(u.stage for u in units)) == STAGES
     keys = {u.key for u in units}
     assert all(set(u.after) <= keys for u in units)
+
+
+def test_counting_needs_neither_torch_nor_ray():
+    code = "import sys, metagen_ray.stages.costs; assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_fine_tunes_read_their_rows_in_every_epoch(plan):
