@@ -61,7 +61,7 @@ def trainer_start_s(preset: str, settings: tuple[str, ...]) -> float:
     import ray
 
     from metagen_ray.stages.context import StudyContext
-    from metagen_ray.stages.object_rows import domain_rows
+    from metagen_ray.stages.object_sft import domain_trees
     from metagen_ray.stages.plan import Plan
     from metagen_ray.training.lanes import run_lanes, run_meta
     from metagen_ray.training.worker import AdapterJob
@@ -69,7 +69,7 @@ def trainer_start_s(preset: str, settings: tuple[str, ...]) -> float:
     with tempfile.TemporaryDirectory(prefix="b", dir="/tmp", ignore_cleanup_errors=True) as room:
         study = load_study(preset, [*settings, f"store={room}/store"])
         plan = Plan(StudyContext(study))
-        (row, *_), base = domain_rows(plan.context, plan.context.active[0]), plan.context.base.directory
+        (row, *_), base = domain_trees(plan, plan.context.active[0].id), plan.context.base.directory
         recipe = study.object_sft.model_copy(update={"epochs": 1})
         meta = study.meta_sft.recipe.model_copy(update={"epochs": 1})
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
@@ -154,12 +154,12 @@ class Loop:
         return self.seconds
 
     def _train(self) -> None:
-        from metagen_ray.stages.object_rows import domain_rows
+        from metagen_ray.stages.object_sft import domain_trees
         from metagen_ray.training.worker import AdapterJob, train_share
 
         context, recipe = self.plan.context, self.study.object_sft
         jobs = [
-            AdapterJob(s.key, domain_rows(context, context.domains[s.domain]), recipe, s.seed)
+            AdapterJob(s.key, domain_trees(self.plan, s.domain), recipe, s.seed)
             for s in (*self.plan.adapters, *self.plan.second_adapters)
         ]
         put = partial(context.store.put_files, "object_sft")

@@ -19,7 +19,8 @@ def run(
     """
     context, study = plan.context, plan.study
     jobs = [
-        AdapterJob(s.key, _trees(plan, s.domain), study.object_sft, s.seed, _record(plan, s, versions)) for s in shards
+        AdapterJob(s.key, domain_trees(plan, s.domain), study.object_sft, s.seed, _record(plan, s, versions))
+        for s in shards
     ]
     outcomes = run_lanes(
         context.base.directory,
@@ -39,7 +40,8 @@ def run(
         )
 
 
-def _trees(plan: Plan, domain: str) -> list[Tree]:
+def domain_trees(plan: Plan, domain: str) -> list[Tree]:
+    """The training set of a domain as rows to train on."""
     return [plain_row(*row) for row in domain_rows(plan.context, plan.context.domains[domain])]
 
 
