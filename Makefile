@@ -15,6 +15,9 @@ UV_PIN := $(shell grep '^uv==' $(LOCK))
 UV_COMPILE := build/lock/bin/uv pip compile --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	--no-emit-index-url --no-emit-find-links --index-strategy unsafe-best-match --custom-compile-command "make lock" -q
 
+# A study is many processes that import the same large libraries; without bytecode each compiles them anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup dependencies demo test test-slow lint format bench proof lock clean
 .DEFAULT_GOAL := help
 
