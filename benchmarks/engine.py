@@ -56,7 +56,7 @@ class Vllm:
 
         asked: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
         lora = self._weights(model)
-        return self.llm.generate(asked, SamplingParams(**sampling), use_tqdm=False, lora_request=lora)
+        return self.llm.generate(asked, SamplingParams(**sampling, skip_clone=True), use_tqdm=False, lora_request=lora)
 
     async def complete(
         self,

@@ -47,6 +47,7 @@ class ScoringOrCompletion(CompletionRequest):
         """As vLLM has it, without decoding 100 candidates a prompt."""
         params = super().to_sampling_params(*args, **kwargs)
         params.detokenize = not (self.logprob_token_ids and self.return_tokens_as_token_ids)
+        params.skip_clone = True  # vLLM would copy 100 ids deeply for every prompt of a request, 0.2 ms each
         return params
 
 
