@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(script: Script, quick: bool, sizes: Sequence[str] | None, results: Path) -> None:
     """Measure in this process; lines are kept unless `quick`."""
-    rows: Callable[..., list[Row]] = importlib.import_module(script.module).rows
+    rows: Callable[..., Iterable[Row]] = importlib.import_module(script.module).rows
     for row in rows(_options(quick, sizes)) if script.by_size else rows():
         path = results / f"{script.module.rpartition('.')[2]}.jsonl"
         print(json.dumps(row if quick else append_row(path, row)), flush=True)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ STUDIES = (
     Measured("pocket", (), 291.5, cells=32 * 32, limit_s=300),
 )
 SMALLEST = Measured("pocket", ("domains=4",), 291.5, cells=16)
-CURVE_DOMAINS = (4, 8, 16, 32, 64)  # 100 is the full study
+CURVE_DOMAINS = (4, 12, 36)  # 100 is the full study
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +55,17 @@ class Wall:
     stages: dict[str, float]
 
 
-def rows(options: Options) -> list[Row]:
-    """Every study once; draws the curve. `quick` runs the smallest study that there is."""
-    if options.quick:
-        return [_row(SMALLEST, _fresh(SMALLEST.preset, SMALLEST.settings))]
-    walls = {study.preset: _fresh(study.preset, study.settings) for study in STUDIES}
-    points = [_point(d, d * d, _fresh("pocket_full", (*FULL, *_domains(d)))) for d in CURVE_DOMAINS]
-    points.append(_point(100, STUDIES[0].cells, walls["pocket_full"]))
-    columns = ("study", "domains", "ms_a_cell", "low", "high")
-    write_curve(Curve("study", "Wall of a study by its cells", columns, points))
-    return [_row(study, walls[study.preset]) for study in STUDIES]
+def rows(options: Options) -> Iterator[Row]:
+    """Every study once, kept as soon as it ends; draws the curve. `quick` runs the smallest study that there is."""
+    walls = {}
+    for study in (SMALLEST,) if options.quick else STUDIES:
+        walls[study.preset] = _fresh(study.preset, study.settings)
+        yield _row(study, walls[study.preset])
+    if not options.quick:
+        points = [_point(d, d * d, _fresh("pocket_full", (*FULL, *_domains(d)))) for d in CURVE_DOMAINS]
+        points.append(_point(100, STUDIES[0].cells, walls["pocket_full"]))
+        columns = ("study", "domains", "ms_a_cell", "low", "high")
+        write_curve(Curve("study", "Wall of a study by its cells", columns, points))
 
 
 def _domains(count: int) -> tuple[str, ...]:
@@ -130,13 +131,13 @@ def _before(study: Measured) -> tuple[float, str]:
     return study.before_s, "the older commit's wall is the recorded one, taken beside other work"
 
 
-def measure_before() -> None:
-    """Run every study at the older commit, and keep its wall."""
+def measure_before(presets: Sequence[str]) -> None:
+    """Run these studies at the older commit, all if none is named, and keep their walls."""
     with tempfile.TemporaryDirectory(prefix="metagen-before-") as folder:
         tree = Path(folder) / "tree"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
         subprocess.run(["git", "-C", str(tree), "checkout", "-q", BEFORE], check=True)
-        for study in STUDIES:
+        for study in (s for s in STUDIES if not presets or s.preset in presets):
             wall = _fresh(study.preset, study.settings, tree)
             date = datetime.now(UTC).isoformat(timespec="seconds")
             line: dict[str, Any] = {"study": study.preset, "seconds": round(wall.seconds, 1), "stages": wall.stages}
@@ -144,6 +145,6 @@ def measure_before() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--before"]:
-        sys.exit("python -m benchmarks.study --before, or python -m benchmarks.run 7")
-    measure_before()
+    if sys.argv[1:2] != ["--before"]:
+        sys.exit("python -m benchmarks.study --before [PRESET ...], or python -m benchmarks.run 7")
+    measure_before(sys.argv[2:])

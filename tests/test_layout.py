@@ -43,7 +43,7 @@ PEERS = {
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
     "ray": ("stages", "cluster", "serving", "training/lanes"),
-    "torch": ("training", "predictors", "lab", "serving/cpu_worker", "serving/merge"),  # beside vLLM, in a replica
+    "torch": ("training", "predictors", "lab", "serving/cpu_worker", "serving/merge", "serving/siblings"),
     "deepspeed": ("training",),
     "peft": ("training",),
     "vllm": ("serving",),

@@ -48,7 +48,7 @@ class ServingSpec:
     gpus_per_replica: float = 0.0
     kv_cache_gib: float = 0.25
     threads: int = 1
-    prompts_in_batch: int = 256
+    prompts_in_batch: int = 512
     tokens_in_batch: int = 4096
     host: str = "127.0.0.1"
     port: int = 0

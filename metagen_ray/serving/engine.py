@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import utils as engine_processes
 
+from metagen_ray.serving import siblings
 from metagen_ray.serving.adapters import AdapterLoader, fetch_adapter, key_of, stage_of
 from metagen_ray.serving.app import ServingSpec
 from metagen_ray.serving.merge import merge
@@ -201,6 +202,7 @@ def engine_settings(spec: ServingSpec) -> dict[str, Any]:
             "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
             "worker_cls": "metagen_ray.serving.cpu_worker.Worker",
             "block_size": 32,  # the smallest that vLLM's CPU attention takes; whole blocks are what prefixes share
+            **siblings.SETTINGS,
         }
     return settings
 
