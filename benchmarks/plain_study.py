@@ -132,7 +132,7 @@ class Loop:
         self.plan = Plan(StudyContext(self.study))
         self.seconds: dict[str, float] = {}
         self.bank = self.study.resources.bank or min(16, len(self.plan.adapters))
-        torch.set_num_threads(max(1, int(self.study.resources.cpus_per_worker)))
+        torch.set_num_threads(self.study.resources.threads)
         self.object_trainer = self._trainer([LoraShape.of(self.study.object_sft)] * self.bank)
         self.meta_trainer = self._trainer([LoraShape.of(self.study.meta_sft.recipe)])
         self.engine = Vllm(serve_app.spec(self.plan), lora=True)

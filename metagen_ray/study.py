@@ -128,6 +128,12 @@ class Resources(Section):
     cpus_per_worker: float = Field(
         default=0.8, gt=0, description="CPUs of one training worker; fractions leave room for the app's small parts"
     )
+    threads_per_worker: int = Field(
+        default=0,
+        ge=0,
+        description="torch threads of one training worker on CPU; 0 takes its whole CPUs. More than it reserves pays "
+        "where training and serving take turns on one machine",
+    )
     zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     replicas: int = Field(default=1, ge=1, description="serving replicas")
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")
@@ -142,6 +148,11 @@ class Resources(Section):
         description="ask and judge while adapters and meta-SFT train; `auto` where both have devices and cores of "
         "their own",
     )
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of one training worker."""
+        return self.threads_per_worker or max(1, int(self.cpus_per_worker))
 
     @property
     def askers(self) -> int:

@@ -42,12 +42,13 @@ class LocalFiles(CallbackBase):
 
 
 class ScoringOrCompletion(CompletionRequest):
-    """A completion request; one that asks for log-probabilities by id has no use for their text."""
+    """A completion request; one that asks for token ids has no use for their text, nor for that of 100 candidates."""
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
-        """As vLLM has it, without decoding 100 candidates a prompt."""
+        """As vLLM has it, without decoding what is not read."""
         params = super().to_sampling_params(*args, **kwargs)
-        params.detokenize = not (self.logprob_token_ids and self.return_tokens_as_token_ids)
+        by_id = self.logprob_token_ids and self.return_tokens_as_token_ids
+        params.detokenize = not (by_id or self.return_token_ids)
         params.skip_clone = True  # vLLM would copy 100 ids deeply for every prompt of a request, 0.2 ms each
         return params
 

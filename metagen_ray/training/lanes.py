@@ -148,7 +148,7 @@ def deal_jobs(jobs: Sequence[AdapterJob], lanes: int) -> list[list[AdapterJob]]:
 
 
 def _site(base_dir: str | Path, resources: Resources) -> Site:
-    return Site(str(Path(base_dir).resolve()), resources.zero_stage, max(1, int(resources.cpus_per_worker)))
+    return Site(str(Path(base_dir).resolve()), resources.zero_stage, resources.threads)
 
 
 class _Runs:
