@@ -15,7 +15,10 @@ from metagen_ray.serving.auth import default_token_file
 
 
 def app(values: dict[str, Any]) -> serve.Application:
-    """The app of a ServingSpec; its store is METAGEN_STORE where the values name none. InputError for what is no spec."""
+    """The app of a ServingSpec, whose store is METAGEN_STORE where the values name none.
+
+    InputError for values that are no spec.
+    """
     return build(spec(values), str(default_token_file()))
 
 
