@@ -38,6 +38,14 @@ def copy_apart(node: Any) -> Any:
     return json.loads(json.dumps(node))
 
 
+def plant(found: Any, path: str, value: Any) -> None:
+    """Set a value at a path of keys; digits are places in a list."""
+    *parents, last = path.split("/")
+    for part in parents:
+        found = found[int(part) if part.isdecimal() else part]
+    found[int(last) if last.isdecimal() else last] = value
+
+
 def kubernetes_objects() -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every object of cluster/kuberay/ that goes to the API server, with its file."""
     for path in sorted(KUBERAY.rglob("*.yaml")):

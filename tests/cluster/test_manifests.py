@@ -11,21 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.cluster import compact, manifests
+from tests.cluster import compact, manifests, shapes
 from tests.cluster.manifests import COMPOSE, KUBERAY, LAUNCHERS, ROOT, document, documents
 
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 RAYCLUSTER = KUBERAY / "cluster" / "raycluster.yaml"
 RAYJOB = KUBERAY / "job" / "rayjob.yaml"
 RAYSERVICE = KUBERAY / "service" / "rayservice.yaml"
-
-
-def plant(found: Any, path: str, value: Any) -> None:
-    """Set a value at a path of keys; digits are places in a list."""
-    *parents, last = path.split("/")
-    for part in parents:
-        found = found[int(part) if part.isdecimal() else part]
-    found[int(last) if last.isdecimal() else last] = value
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
@@ -52,7 +44,7 @@ def test_launcher_file_is_right(name: str) -> None:
 )
 def test_launcher_typo_is_found(name: str, path: str, value: Any) -> None:
     found = document(LAUNCHERS[name])
-    plant(found, path, value)
+    manifests.plant(found, path, value)
     assert manifests.faults_of_launcher(found)
 
 
@@ -95,13 +87,13 @@ def test_kubernetes_file_is_right(path: Path) -> None:
 )
 def test_kubernetes_typo_is_found(path: Path, place: str, value: Any) -> None:
     found = document(path)
-    plant(found, place, value)
+    manifests.plant(found, place, value)
     assert manifests.faults_of_kubernetes(found)
 
 
 def test_network_policy_typo_is_found() -> None:
     found = documents(KUBERAY / "cluster" / "networkpolicy.yaml")[1]
-    plant(found, "spec/ingress/0/from/0/namespaceSelectors", {})
+    manifests.plant(found, "spec/ingress/0/from/0/namespaceSelectors", {})
     assert manifests.faults_of_kubernetes(found)
 
 
@@ -148,6 +140,8 @@ def test_kustomizations_name_files_that_exist_and_one_image() -> None:
         }
     for path in KUBERAY.rglob("kustomization.yaml"):
         found = document(path)
+        assert manifests.faults(shapes.KUSTOMIZATION, found) == []
+        assert manifests.faults(shapes.KUSTOMIZATION, {**found, "resource": ["raycluster.yaml"]})
         for name in [*found.get("resources", []), *found.get("components", [])]:
             assert (path.parent / name).exists(), f"{path}: {name}"
 
@@ -191,7 +185,7 @@ def test_compose_file_is_right() -> None:
 )
 def test_compose_typo_is_found(place: str, value: Any) -> None:
     found = document(COMPOSE)
-    plant(found, place, value)
+    manifests.plant(found, place, value)
     assert manifests.faults_of_compose(found)
 
 

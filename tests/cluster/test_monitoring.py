@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metagen_ray.metrics import METRICS
-from tests.cluster import manifests
+from tests.cluster import manifests, shapes
 from tests.cluster.manifests import ROOT, document
 
 promql = pytest.importorskip("promql_parser", reason="no promql-parser; `make setup` installs it")
@@ -29,6 +29,22 @@ LABELS = {metric.exported(name): set(metric.tags) for name, metric in METRICS.it
 
 def dashboard() -> dict[str, Any]:
     return json.loads((MONITORING / "grafana-study.json").read_text(encoding="utf-8"))
+
+
+SHAPES = {
+    "prometheus.yml": (shapes.PROMETHEUS, "global/scrape_intervall"),
+    "podmonitor.yaml": (shapes.POD_MONITOR, "spec/podMetricsEndpoint"),
+    "grafana-study.json": (shapes.DASHBOARD, "panels/0/gridpos"),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_monitoring_file_has_its_shape_and_a_typo_breaks_it(name: str) -> None:
+    shape, typo = SHAPES[name]
+    found = document(MONITORING / name)  # JSON is YAML too
+    assert manifests.faults(shape, found) == []
+    manifests.plant(found, typo, {})
+    assert manifests.faults(shape, found)
 
 
 def queries() -> list[str]:
