@@ -27,7 +27,7 @@ class Metric:
 STAGE = ("run", "stage")
 
 METRICS: Mapping[str, Metric] = {
-    "metagen_shards_planned": Metric("gauge", "shards of the stage, done ones included", STAGE),
+    "metagen_shards_planned": Metric("gauge", "shards of the stage that were missing when the driver began", STAGE),
     "metagen_shards_done": Metric("counter", "shards committed", STAGE),
     "metagen_shards_failed": Metric("counter", "shards given up", STAGE),
     "metagen_retries": Metric("counter", "attempts repeated after a failure", STAGE),
