@@ -12,10 +12,12 @@ from typing import Any
 
 from benchmarks.bases import Base
 from benchmarks.measure import cores
-from metagen_ray.serving.adapters import fetch_adapter
+from metagen_ray.serving.adapters import fetch_adapter, stage_of
 from metagen_ray.serving.app import ServingSpec
 from metagen_ray.serving.client import Completion
+from metagen_ray.serving.merge import merge
 from metagen_ray.serving.replica import engine_environment
+from metagen_ray.serving.weights import BASE
 
 Prompt = list[int]
 
@@ -32,6 +34,7 @@ class Vllm:
         self.spec = spec
         self._room = tempfile.TemporaryDirectory(prefix="metagen-adapters-")
         self._adapters: dict[str, Any] = {}
+        self._held = BASE
         os.environ.update(engine_environment(spec))
         from vllm import LLM
 
@@ -52,7 +55,8 @@ class Vllm:
         from vllm import SamplingParams
 
         asked: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
-        return self.llm.generate(asked, SamplingParams(**sampling), use_tqdm=False, lora_request=self._adapter(model))
+        lora = self._weights(model)
+        return self.llm.generate(asked, SamplingParams(**sampling, skip_clone=True), use_tqdm=False, lora_request=lora)
 
     async def complete(
         self,
@@ -85,11 +89,16 @@ class Vllm:
         self.llm.llm_engine.engine_core.shutdown()
         self._room.cleanup()
 
-    def _adapter(self, model: str) -> Any:
-        """The adapter that a model's name asks for, fetched from the store at its first use."""
-        key = model.partition(":")[2]
-        if not key:
-            return None
+    def _weights(self, model: str) -> Any:
+        """What answers under a model's name: the base, LoRA beside it, or weights of its own; as the app has it."""
+        key, spec = model.partition(":")[2], self.spec
+        stages = (*spec.merged_stages, *spec.adapter_stages)
+        merged = key and stage_of(spec.store, stages, key) in spec.merged_stages
+        self._hold(key if merged else BASE)
+        return None if merged or not key else self._adapter(key)
+
+    def _adapter(self, key: str) -> Any:
+        """An adapter as LoRA, fetched from the store at its first use."""
         if key not in self._adapters:
             from vllm.lora.request import LoRARequest
 
@@ -97,3 +106,17 @@ class Vllm:
             fetch_adapter(self.spec.store, self.spec.adapter_stages, key, directory)
             self._adapters[key] = LoRARequest(key, len(self._adapters) + 1, str(directory))
         return self._adapters[key]
+
+    def _hold(self, key: str) -> None:
+        """Have the engine hold the base, or the base with an adapter merged in."""
+        if key == self._held:
+            return
+        directory = self.spec.model_dir
+        if key:
+            adapter, merged = (Path(self._room.name) / f"{key}-{part}" for part in ("adapter", "merged"))
+            fetch_adapter(self.spec.store, self.spec.merged_stages, key, adapter)
+            merge(Path(self.spec.model_dir), adapter, merged)
+            directory = str(merged)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+        self.forget()
+        self._held = key

@@ -94,7 +94,8 @@ def _grid(base: Base, store: Path, options: Options) -> Grid:
 
 def _compare(base: Base, grid: Grid, app: App, options: Options) -> list[Row]:
     peer = Transformers(base, grid)
-    once = {str(size): partial(peer.answer, size, 1) for size in BATCHES if size <= len(grid.prompts)}
+    sizes = sorted({min(size, len(grid.prompts)) for size in BATCHES})
+    once = {str(size): partial(peer.answer, size, 1) for size in sizes}
     batch = int(fastest(once))
     said: dict[str, list] = {}
 

@@ -5,6 +5,9 @@ distribution of the integers off the tree of digits, over a rubric that is read 
 peers write one number greedily: less than an expectation, and the cheapest thing that gives a score. "Without sharing"
 reads no prefix cache and grades every answer; the chain of thought keeps the prefix cache, writes 64 tokens, then the
 number. Answers: 32 to each of 80 questions, sampled from the base, as a grid of 16 adapters with 2 samples has them.
+
+The lab's rubric is one short line, and hardly a block of the prefix cache; a judge of real answers reads a rubric with
+examples. So all of it is measured under both: the lab's, and one with examples in front, of RUBRIC_TOKENS or more.
 """
 
 import asyncio
@@ -22,7 +25,7 @@ from benchmarks.engine import Vllm, spec_of
 from benchmarks.measure import Options, Row, compared, interleave, rates
 from benchmarks.peak import decoder_of, forward_flops, peak_rate, share
 from metagen_ray.cost.work import Reads
-from metagen_ray.prompts import Renderer, Scorer
+from metagen_ray.prompts import Renderer, Scorer, judge_text
 from metagen_ray.serving.client import Client
 from metagen_ray.serving.judge import Judge, judge_messages
 from metagen_ray.serving.neutral import neutralise
@@ -31,6 +34,7 @@ from metagen_ray.suites import load_suite
 
 EVAL_DOMAINS, ANSWERS = 20, 32
 ANSWER_TOKENS, THOUGHT_TOKENS = 24, 64
+RUBRIC_TOKENS = 200
 BATCH = Reads(4096, logits=256)  # what the engine reads at once
 SHARE_OF_ANSWERS = {"1M": 1, "10M": 8}  # one in so many is graded: the slow side stays under a minute
 DIGITS, THOUGHT = "greedy digits without sharing", "64 tokens of thought, then the number"
@@ -47,9 +51,14 @@ def rows(options: Options) -> list[Row]:
             try:
                 sampled = _answers(base, engine, options)
                 distinct = list(dict.fromkeys(sampled))
-                found += _compare(base, engine, sampled, "answers as sampled", options)
-                if len(distinct) < len(sampled):
-                    found += _compare(base, engine, distinct, "distinct answers", options)
+                scorer = load_suite(workload.SUITE).scorer
+                for rubric, shown in (
+                    ("a short rubric", scorer),
+                    ("a rubric with examples", with_examples(base, scorer)),
+                ):
+                    found += _compare(base, engine, shown, sampled, f"{rubric}, answers as sampled", options)
+                    if len(distinct) < len(sampled):
+                        found += _compare(base, engine, shown, distinct, f"{rubric}, distinct answers", options)
             finally:
                 engine.close()
     return found
@@ -70,9 +79,18 @@ def _answers(base: Base, engine: Vllm, options: Options) -> list[Pair]:
     ]
 
 
-def _compare(base: Base, engine: Vllm, pairs: list[Pair], which: str, options: Options) -> list[Row]:
+def with_examples(base: Base, scorer: Scorer) -> Scorer:
+    """The scorer with examples before each of its rubrics, RUBRIC_TOKENS of them or a few more."""
+    renderer, shown = Renderer(base.tokenizer()), ""
+    rows = (row for domain in workload.domains() for row in domain.train)
+    while len(renderer.plain(shown)) < RUBRIC_TOKENS:
+        shown += judge_text(scorer.rubric, *next(rows)) + " 0\n"
+    return replace(scorer, rubric=shown + scorer.rubric, coherence_rubric=shown + (scorer.coherence_rubric or ""))
+
+
+def _compare(base: Base, engine: Vllm, scorer: Scorer, pairs: list[Pair], which: str, options: Options) -> list[Row]:
     tokenizer = base.tokenizer()
-    renderer, scorer = Renderer(tokenizer), load_suite(workload.SUITE).scorer
+    renderer = Renderer(tokenizer)
     judge = Judge(cast(Client, engine), "base", tokenizer, renderer.prompt)
     prompts = _prompts(renderer, scorer, pairs)
     longest = max(len(tokenizer.encode(str(n), add_special_tokens=False)) for n in NUMBERS)
@@ -105,7 +123,7 @@ def _compare(base: Base, engine: Vllm, pairs: list[Pair], which: str, options: O
             parity=_enumeration_gap(engine, judge, tokenizer, renderer, scorer, pairs[:20]),
             parity_of="largest difference of an expectation from enumeration of all 101 numbers, points",
             peak_share=of_peak,
-            aim={DIGITS: 3.0, THOUGHT: 8.0}[name],
+            aim={DIGITS: 3.0, THOUGHT: 8.0}[name] if len(set(pairs)) < len(pairs) else None,
             answers=len(pairs),
             distinct=len(set(pairs)),
         )

@@ -44,7 +44,7 @@ PEERS = {
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
     "ray": ("stages", "cluster", "serving", "training/lanes", "metrics"),
-    "torch": ("training", "predictors", "lab", "serving/cpu_worker"),  # the worker runs inside vLLM's engine
+    "torch": ("training", "predictors", "lab", "serving/cpu_worker", "serving/merge"),  # beside vLLM, in a replica
     "deepspeed": ("training",),
     "peft": ("training",),
     "vllm": ("serving",),

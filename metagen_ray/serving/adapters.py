@@ -1,13 +1,15 @@
 """Adapters from the store to a directory that vLLM reads. Owns the names; knows no engine.
 
 A model is asked for as "<base>:<key>", the key being the adapter's content key in the pool. vLLM's prefix cache
-knows an adapter by its name alone; a content key never names two different adapters.
+knows an adapter by its name alone; a content key never names two different adapters. The stage that made an adapter
+says how it is served: those of `merged_stages` are asked by everyone and become weights of their own.
 """
 
 import asyncio
 import itertools
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,9 @@ class AdapterLoader(LoraModelLoader):
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
         """Fetch the adapter; 404 where the store has none of that key."""
-        source = llm_config.experimental_configs["adapters"]
-        key = lora_model_id.partition(":")[2]
-        if not KEY.fullmatch(key):
-            raise HTTPException(404, f"{lora_model_id}: an adapter is named by the 64 hex digits of its key")
+        key = key_of(lora_model_id)
         directory = Path(self._directory.name) / key
-        await asyncio.to_thread(fetch_adapter, source["store"], source["stages"], key, directory)
+        await asyncio.to_thread(fetch_adapter, *llm_config.experimental_configs["adapters"], key, directory)
         return DiskMultiplexConfig(
             model_id=lora_model_id,
             max_total_tokens=None,
@@ -45,14 +44,28 @@ class AdapterLoader(LoraModelLoader):
         )
 
 
-def fetch_adapter(root: str, stages: tuple[str, ...], key: str, directory: Path) -> None:
-    """Write the adapter's files into `directory`; HTTPException 404 where no stage has the key."""
+def key_of(model: str) -> str:
+    """The adapter's key in a model's name; HTTPException 404 where it is none."""
+    key = model.partition(":")[2]
+    if not KEY.fullmatch(key):
+        raise HTTPException(404, f"{model}: an adapter is named by the 64 hex digits of its key")
+    return key
+
+
+def stage_of(root: str, stages: Sequence[str], key: str) -> str:
+    """The stage that holds an adapter; HTTPException 404 where none does."""
     store = open_store(root)
     stage = next((stage for stage in stages if store.has(stage, key)), None)
     if stage is None:
         raise HTTPException(404, f"no adapter {key} in {root} ({', '.join(stages)}); train it first")
+    return stage
+
+
+def fetch_adapter(root: str, stages: Sequence[str], key: str, directory: Path) -> None:
+    """Write the adapter's files into `directory`; HTTPException 404 where no stage has the key."""
+    stage = stage_of(root, stages, key)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        store.fetch_files(stage, key, directory)
+        open_store(root).fetch_files(stage, key, directory)
     except StoreError as error:
         raise HTTPException(424, str(error)) from error

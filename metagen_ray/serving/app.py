@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
 
 from metagen_ray.errors import InputError, MachineError
@@ -22,6 +23,8 @@ from metagen_ray.serving.ingress import Ingress
 
 APP = "metagen"
 MAX_LORA_RANK = 512
+# A session's requests go to one replica, and to the next one where that has its hands full.
+ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -32,7 +35,8 @@ class ServingSpec:
     model_dir: str
     model_name: str
     store: str
-    adapter_stages: tuple[str, ...] = ("object_sft", "meta_sft")
+    adapter_stages: tuple[str, ...] = ("object_sft",)  # served as LoRA, many in a batch
+    merged_stages: tuple[str, ...] = ("meta_sft",)  # merged into the base, one at a time
     max_lora_rank: int = 8
     max_model_len: int = 512
     adapters_in_batch: int = 8
@@ -128,6 +132,7 @@ def engine_options(spec: ServingSpec) -> dict[str, Any]:
         "name": "engine",
         **scale,
         "max_ongoing_requests": spec.requests_per_replica,
+        "request_router_config": RequestRouterConfig(request_router_class=ROUTER),
         "ray_actor_options": {"num_cpus": spec.cpus_per_replica, "num_gpus": spec.gpus_per_replica},
         "placement_group_bundles": [spec.bundle],
         "health_check_period_s": 5,

@@ -6,6 +6,7 @@ equal prompts would then give equal answers.
 """
 
 import asyncio
+import hashlib
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ T = TypeVar("T")
 Prompt = list[int] | str
 IDS_PER_REQUEST = 128  # vLLM's bound on logprob_token_ids
 WORTH_KEEPING_TOKENS = 32  # a block of the prefix cache, the least that two prompts can share there
+TELLING_TOKENS = 64  # of a shared beginning: more than a system line, so that k-draws are told apart
+SESSION = "x-session-id"  # the header by which the app keeps together what shares a prefix or an adapter
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 FINISHED = frozenset({"stop", "length"})
 
@@ -93,7 +96,7 @@ class Client:
             body |= {"return_token_ids": True, "stop_token_ids": list(stop_ids)}
         elif stop_ids:
             raise InputError("stop_ids need prompts of token ids; send ids, or leave stop_ids out for text prompts")
-        return await self._in_chunks(model, prompts, body, lambda choices: _completions(choices, n), n)
+        return await self._in_chunks(model, prompts, body, lambda choices: _completions(choices, n), n, _session)
 
     async def next_token_logprobs(
         self, model: str, prompts: Sequence[list[int]], candidate_ids: Sequence[int]
@@ -142,14 +145,18 @@ class Client:
         body: Mapping[str, Any],
         read: Callable[[list[dict[str, Any]]], list[T]],
         choices_per_prompt: int,
+        session: Callable[[str, Sequence[Prompt]], str] = lambda model, prompts: "",
     ) -> list[T]:
         # Neighbours in sorted order share prefixes: they travel together and meet in the prefix cache.
         order = sorted(range(len(prompts)), key=lambda i: prompts[i])
         chunks = _requests(order, prompts, self.limits.prompts_per_request)
 
         async def ask(chunk: list[int]) -> list[T]:
-            sent = {**body, "model": model, "prompt": [prompts[i] for i in chunk]}
-            return read(await self._choices(sent, len(chunk) * choices_per_prompt))
+            asked = [prompts[i] for i in chunk]
+            choices = await self._choices(
+                {**body, "model": model, "prompt": asked}, len(chunk) * choices_per_prompt, session(model, asked)
+            )
+            return read(choices)
 
         answers = await _all([ask(chunk) for chunk in chunks])
         by_prompt = {
@@ -159,7 +166,7 @@ class Client:
         }
         return [by_prompt[i] for i in range(len(prompts))]
 
-    async def _choices(self, body: Mapping[str, Any], expected: int) -> list[dict[str, Any]]:
+    async def _choices(self, body: Mapping[str, Any], expected: int, session: str) -> list[dict[str, Any]]:
         """One request with its retries; the choices in order of their index."""
         what = f"{body['model']} at {self.url} ({len(body['prompt'])} prompts)"
         reason = ""
@@ -168,7 +175,8 @@ class Client:
                 await asyncio.sleep(min(15.0, self.limits.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25))
             try:
                 async with self._slots:
-                    response = await self._http.post(f"{self.url}/v1/completions", json=body)
+                    headers = {SESSION: session} if session else {}
+                    response = await self._http.post(f"{self.url}/v1/completions", json=body, headers=headers)
                 if response.status_code == 200:
                     return _whole(response, expected)
                 reason = f"HTTP {response.status_code}: {_message(response)}"
@@ -196,6 +204,18 @@ def _requests(order: Sequence[int], prompts: Sequence[Prompt], size: int) -> lis
         chunks.append([*order[start:end]])
         start = end
     return [*chunks, [*order[start:]]] if start < len(order) else chunks
+
+
+def _session(model: str, prompts: Sequence[Prompt]) -> str:
+    """Names what one replica should keep: the adapter, and the beginning that a request's first prompts share.
+
+    "" where it is neither: a base without examples is the same everywhere.
+    """
+    first, shared = prompts[0], _shared(prompts[0], prompts[min(1, len(prompts) - 1)])
+    begins = first[: min(shared, TELLING_TOKENS)] if shared >= WORTH_KEEPING_TOKENS else ""
+    if not begins and ":" not in model:
+        return ""
+    return hashlib.sha256(f"{model} {begins}".encode()).hexdigest()[:32]
 
 
 def _shared(one: Prompt, other: Prompt) -> int:

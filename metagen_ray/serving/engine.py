@@ -7,7 +7,9 @@ import asyncio
 import json
 import multiprocessing
 import secrets
+import tempfile
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, cast
 
 from fastapi import HTTPException
@@ -22,8 +24,10 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import utils as engine_processes
 
-from metagen_ray.serving.adapters import AdapterLoader
+from metagen_ray.serving.adapters import AdapterLoader, fetch_adapter, key_of, stage_of
 from metagen_ray.serving.app import ServingSpec
+from metagen_ray.serving.merge import merge
+from metagen_ray.serving.weights import BASE, Resident
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes
 
@@ -43,6 +47,7 @@ class ScoringOrCompletion(CompletionRequest):
         """As vLLM has it, without decoding 100 candidates a prompt."""
         params = super().to_sampling_params(*args, **kwargs)
         params.detokenize = not (self.logprob_token_ids and self.return_tokens_as_token_ids)
+        params.skip_clone = True  # vLLM would copy 100 ids deeply for every prompt of a request, 0.2 ms each
         return params
 
 
@@ -58,19 +63,28 @@ class Engine(VLLMEngine):
             engine_processes.get_mp_context = lambda: multiprocessing.get_context("forkserver")
         return engine_args, frontend_args, config
 
-    async def answer(self, method: str, body: bytes) -> tuple[int, bytes]:
-        """Status and JSON of a completion or chat request."""
-        serving: Any = self._oai_serving_completion if method == "completions" else self._oai_serving_chat
+    async def answer(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
+        """Status and JSON of a completion or chat request, answered by the model that the engine knows as `model`."""
+        completes = method == "completions"
+        serving: Any = self._oai_serving_completion if completes else self._oai_serving_chat
         try:
-            if method == "completions":
-                response = await serving.create_completion(ScoringOrCompletion.model_validate_json(body))
-            else:
-                response = await serving.create_chat_completion(ChatCompletionRequest.model_validate_json(body))
+            request = (ScoringOrCompletion if completes else ChatCompletionRequest).model_validate_json(body)
+            asked, request.model = request.model, model
+            create = serving.create_completion if completes else serving.create_chat_completion
+            response = await create(request)
         except (ValueError, VLLMClientError) as error:
             response = serving.create_error_response(error)
         if isinstance(response, ErrorResponse):
             return response.error.code, response.model_dump_json().encode()
+        response.model = asked
         return 200, _compact(response)
+
+    async def load_weights(self, directory: str) -> None:
+        """Put the weights of a model directory in place of those in use; nothing may be running."""
+        engine: Any = self._engine_client
+        await engine.collective_rpc("reload_weights", kwargs={"weights_path": directory})
+        if not await engine.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM did not empty its prefix cache; it holds keys and values of the former weights")
 
 
 def _compact(response: CompletionResponse | ChatCompletionResponse) -> bytes:
@@ -82,9 +96,15 @@ def _compact(response: CompletionResponse | ChatCompletionResponse) -> bytes:
 
 
 class AdapterServer(LLMServer):
-    """The LLM server, with adapters by content key and one load at a time of each."""
+    """The LLM server, with adapters by content key: as LoRA, one load at a time of each, or merged into the base."""
 
     _default_engine_cls = Engine
+
+    def serve(self, spec: ServingSpec) -> None:
+        """What is served; called once, before the first request."""
+        self._spec = spec
+        self._resident = Resident(self._hold)
+        self._stages: dict[str, str] = {}
 
     def _init_multiplex_loader(self, model_downloader_cls: Any = None) -> None:
         super()._init_multiplex_loader(model_downloader_cls or AdapterLoader)
@@ -96,12 +116,33 @@ class AdapterServer(LLMServer):
 
     async def ask(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
         """Load the adapter if the model names one, then answer."""
-        if model != self._llm_config.model_id:
-            try:
-                await self._load_adapter(model)
-            except HTTPException as error:
-                return error.status_code, _error_json(error.status_code, str(error.detail))
-        return await cast(Engine, self.engine).answer(method, body)
+        base, engine = self._spec.model_name, cast(Engine, self.engine)
+        try:
+            key = "" if model == base else key_of(model)
+            merged = key if key and await self._stage(key) in self._spec.merged_stages else BASE
+            async with self._resident.holding(merged):
+                if key and not merged:
+                    await self._load_adapter(model)
+                return await engine.answer(method, base if merged else model, body)
+        except HTTPException as error:
+            return error.status_code, _error_json(error.status_code, str(error.detail))
+
+    async def _stage(self, key: str) -> str:
+        if key not in self._stages:
+            stages = (*self._spec.merged_stages, *self._spec.adapter_stages)
+            self._stages[key] = await asyncio.to_thread(stage_of, self._spec.store, stages, key)
+        return self._stages[key]
+
+    async def _hold(self, key: str) -> None:
+        """Load the base, or the base with an adapter merged in; the merged files are dropped once they are loaded."""
+        spec, engine = self._spec, cast(Engine, self.engine)
+        if key == BASE:
+            return await engine.load_weights(spec.model_dir)
+        with tempfile.TemporaryDirectory(prefix="metagen-merged-") as room:
+            adapter, merged = Path(room) / "adapter", Path(room) / "merged"
+            await asyncio.to_thread(fetch_adapter, spec.store, spec.merged_stages, key, adapter)
+            await asyncio.to_thread(merge, Path(spec.model_dir), adapter, merged)
+            await engine.load_weights(str(merged))
 
     async def _load_adapter(self, model: str) -> None:
         # Two first requests for one adapter would both find it missing, and vLLM refuses the second load.
@@ -116,6 +157,7 @@ class AdapterServer(LLMServer):
 async def start_server(spec: ServingSpec) -> AdapterServer:
     """Start the engine of a replica; returns when it can answer."""
     server = cast(AdapterServer, AdapterServer.sync_init(llm_config(spec)))
+    server.serve(spec)
     await server.start()
     return server
 
@@ -130,7 +172,7 @@ def llm_config(spec: ServingSpec) -> LLMConfig:
         engine_kwargs=engine_settings(spec),
         log_engine_metrics=False,
         callback_config=CallbackConfig(callback_class=LocalFiles),
-        experimental_configs={"adapters": {"store": spec.store, "stages": spec.adapter_stages}},
+        experimental_configs={"adapters": (spec.store, spec.adapter_stages)},
     )
 
 

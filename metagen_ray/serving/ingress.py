@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from metagen_ray.serving.auth import is_allowed, read_token
+from metagen_ray.serving.client import SESSION
 
 ROUTES = {"/v1/completions": "completions", "/v1/chat/completions": "chat"}
 
@@ -22,7 +23,6 @@ class Ingress:
         self._engine = engine
         self._model_name = model_name
         self._token = read_token(token_file)
-        self._handles: dict[str, DeploymentHandle] = {}
 
     async def __call__(self, request: Request) -> Response:
         """Answer one HTTP request."""
@@ -43,16 +43,9 @@ class Ingress:
             return _error(400, "this app answers whole; leave `stream` out")
         if model.partition(":")[0] != self._model_name:
             return _error(404, f"no model {model!r}; ask for {self._model_name!r} or '{self._model_name}:ADAPTER'")
-        status, reply = await self._handle(model).ask.remote(method, model, body)
+        handle = self._engine.options(session_id=request.headers.get(SESSION, ""))
+        status, reply = await handle.ask.remote(method, model, body)
         return Response(reply, status, media_type="application/json")
-
-    def _handle(self, model: str) -> DeploymentHandle:
-        """A handle that prefers replicas where the adapter is loaded; the base is everywhere."""
-        if model == self._model_name:
-            return self._engine
-        if model not in self._handles:
-            self._handles[model] = self._engine.options(multiplexed_model_id=model)
-        return self._handles[model]
 
 
 def _json(status: int, content: Any) -> Response:

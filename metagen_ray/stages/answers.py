@@ -43,11 +43,24 @@ def ask_work(
     """Arguments of AnswerWorker and a row for every shard; one listing of a stage finds what is not asked again."""
     present = {stage: plan.context.store.keys(stage) for stage in {a.stage for a in asks}}
     arguments = worker_arguments(plan, app, versions, answered_domains(plan, asks, present))
-    # Shards of one adapter stand together, so that few are in use at a time; within, those that show the same examples.
-    rows = [asdict(a) for a in sorted(asks, key=lambda a: (a.adapter or "", a.shown, a.k, a.block, a.train_domain))]
+    rows = [asdict(a) for a in in_turns(asks, plan.study.resources.askers)]
     for row in rows:
         row["adapter"] = row["adapter"] or ""
     return arguments, rows
+
+
+def in_turns(asks: Sequence[Ask], askers: int) -> list[Ask]:
+    """The order of asking: as many models and shown examples side by side as there are askers, block after block.
+
+    So few adapters are in use at a time, a prefix comes back while it is cached and is read by nobody else meanwhile,
+    and different replicas have different ones to keep.
+    """
+
+    def family(ask: Ask) -> tuple[str, str, int]:
+        return ask.adapter or "", ask.shown, ask.k
+
+    number = {f: n for n, f in enumerate(sorted({family(a) for a in asks}))}
+    return sorted(asks, key=lambda a: (number[family(a)] // askers, a.block, number[family(a)], a.train_domain))
 
 
 def worker_arguments(

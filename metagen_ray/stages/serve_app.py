@@ -27,7 +27,7 @@ def spec(plan: Plan) -> ServingSpec:
         model_dir=str(context.base.directory),
         model_name=context.base.name,
         store=context.store.root,
-        max_lora_rank=_allowed_rank(max(study.object_sft.rank, study.meta_sft.recipe.rank)),
+        max_lora_rank=_allowed_rank(study.object_sft.rank),
         max_model_len=context.base.context_tokens,
         replicas=resources.replicas,
         cpus_per_replica=resources.cpus_per_replica,

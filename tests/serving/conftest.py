@@ -11,6 +11,7 @@ from metagen_ray.serving.app import App, ServingSpec, deploy, undeploy
 from tests.tiny import make_tiny_model
 
 ADAPTERS = 3
+MERGED = ADAPTERS + 1  # made by another stage, and of a rank that the engine's LoRA does not take
 SLOTS = 2  # fewer than adapters: slots are taken over and given back
 
 
@@ -36,6 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     model_dir = make_tiny_model(root / "model", "digits")
     keys = [put_adapter(root / "store", model_dir, seed) for seed in range(ADAPTERS)]
     keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
+    keys.append(put_adapter(root / "store", model_dir, seed=MERGED, rank=16, stage="meta_sft"))
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
         runtime_env = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=ray_dir, runtime_env=runtime_env)
@@ -47,7 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             ray.shutdown()
 
 
-def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4) -> str:
+def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4, stage: str = "object_sft") -> str:
     """Commit a random PEFT adapter that changes answers visibly; returns its key."""
     from metagen_ray.store import content_key, open_store
 
@@ -55,7 +57,7 @@ def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4) -> 
     random_adapter(model_dir, seed, rank).save_pretrained(directory)
     files = {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".json", ".safetensors")}
     key = content_key({"adapter": seed})
-    open_store(str(store_root)).put_files("object_sft", key, files, {"seed": seed})
+    open_store(str(store_root)).put_files(stage, key, files, {"seed": seed})
     return key
 
 

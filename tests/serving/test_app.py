@@ -20,7 +20,7 @@ from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
 from metagen_ray.serving.judge import Judge, Options
 from metagen_ray.serving.numbers import NUMBERS
-from tests.serving.conftest import Served, random_adapter
+from tests.serving.conftest import MERGED, Served, random_adapter
 from tests.tiny import make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -112,6 +112,24 @@ def test_app_logprobs_of_base_and_adapters_equal_transformers(served: Served):
     ):
         expected_PV = next_logprobs(model, prompts)[:, ids]
         np.testing.assert_allclose([[row[i] for i in ids] for row in rows], expected_PV, atol=2e-4)
+
+
+def test_app_an_adapter_that_everyone_asks_is_merged_and_takes_turns_with_base_and_lora(served: Served):
+    prompts = [[1, *range(20 + i, 50 + 2 * i), 3, 2] for i in range(5)]
+    ids = list(range(200))
+    models = {
+        "tiny": base_model(served),
+        served.adapter(0): random_adapter(served.model_dir, 0),
+        served.adapter(MERGED): random_adapter(served.model_dir, MERGED, rank=16),
+    }
+    asked = [name for _ in range(4) for name in models]
+
+    async def mixed(client: Client) -> list[list[dict[int, float]]]:
+        return await asyncio.gather(*(client.next_token_logprobs(name, prompts, ids) for name in asked))
+
+    for name, rows in zip(asked, ask(served, mixed, Limits(in_flight=12)), strict=True):
+        expected_PV = next_logprobs(models[name], prompts)[:, ids]
+        np.testing.assert_allclose([[row[i] for i in ids] for row in rows], expected_PV, atol=2e-4, err_msg=name)
 
 
 def test_app_many_first_requests_for_one_adapter_all_succeed(served: Served):

@@ -176,3 +176,33 @@ def test_ready_waits_for_the_models_and_gives_up_in_time():
         ask(url, lambda c: c.wait_ready(5.0))
     with scripted_server(status(503)) as url, pytest.raises(MachineError, match="did not answer"):
         ask(url, lambda c: c.wait_ready(0.3))
+
+
+def sessions(model: str, prompts: list[list[int]], size: int = 4) -> list[tuple[str, list[list[int]]]]:
+    """(session, prompts) of every request."""
+    seen: list[tuple[str, list[list[int]]]] = []
+
+    def script(exchange: Exchange) -> None:
+        seen.append((exchange.headers.get("x-session-id", ""), exchange.body["prompt"]))
+        ok(exchange)
+
+    limits = Limits(prompts_per_request=size, in_flight=1, attempts=1)
+    with scripted_server(script) as url:
+        ask(url, lambda c: c.complete(model, prompts, max_tokens=4), limits)
+    return seen
+
+
+def test_complete_requests_that_begin_alike_name_the_same_session_whatever_they_ask():
+    prefixes = [[n, *range(100, 180)] for n in range(3)]
+    first, second = (sessions("m", [[*p, q] for p in prefixes for q in range(q0, q0 + 4)]) for q0 in (200, 300))
+    told = {prompt[0]: session for session, prompts in first for prompt in prompts}
+    assert len(set(told.values())) == 3 and "" not in told.values()
+    assert all(session == told[prompt[0]] for session, prompts in second for prompt in prompts)
+
+
+def test_complete_adapters_have_a_session_each_and_a_base_without_examples_none():
+    prompts = [[5, 6, n] for n in range(8)]
+    base, one, other = (sessions(model, prompts) for model in ("m", "m:one", "m:two"))
+    assert {session for session, _ in base} == {""}
+    assert len({session for session, _ in one}) == 1 == len({session for session, _ in other})
+    assert one[0][0] != other[0][0]
