@@ -26,6 +26,7 @@ ROWS = (
         "analysis",
         "cost",
         "progress",
+        "metrics",
         "base_model",
         "tokenizer",
     },
@@ -42,7 +43,7 @@ PEERS = {
 }
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
-    "ray": ("stages", "cluster", "serving", "training/lanes"),
+    "ray": ("stages", "cluster", "serving", "training/lanes", "metrics"),
     "torch": ("training", "predictors", "lab", "serving/cpu_worker", "serving/merge", "serving/siblings"),
     "deepspeed": ("training",),
     "peft": ("training",),
