@@ -24,6 +24,7 @@ from metagen_ray.stages.accounts import close_ledger
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
+from metagen_ray.stages.meter import Meter, gpus_of
 from metagen_ray.stages.plan import Ask, Plan
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
@@ -150,8 +151,11 @@ def _train(
     if not missing:
         return
 
+    meter = _meter(plan, "object_sft", len(missing))
+
     def on_outcome(outcome: object_sft.Outcome) -> None:
         progress.advance()
+        meter.outcome(outcome.ok, {})
         if outcome.ok:
             arrived(outcome.key)
 
@@ -171,8 +175,15 @@ def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Non
 
 def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
     if plan.meta not in status.present["meta_sft"]:
+        meter = _meter(plan, "meta_sft", 1)
+
+        def on_percent(count: int = 1) -> None:
+            progress.advance(count)
+            meter.tick()
+
         with ledger.stage("meta_sft"), Progress("meta_sft", 100, "percent") as progress:
-            meta_sft.run(plan, versions(), progress.advance)
+            meta_sft.run(plan, versions(), on_percent)
+        meter.outcome(True, {})
 
 
 def _predict(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
@@ -184,8 +195,9 @@ def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) 
     if not missing:
         return
     address = app()
+    meter = _meter(plan, name, len(missing))
     with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
-        answers.run_asks(plan, missing, address, versions(), _counted(figures, progress))
+        answers.run_asks(plan, missing, address, versions(), _counted(figures, progress, meter))
 
 
 def _judged(
@@ -195,14 +207,16 @@ def _judged(
     if not missing:
         return
     address = app()
-    with ledger.stage(f"judge {part}") as figures, Progress(f"judge {part}", len(missing)) as progress:
-        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress, wanted))
+    name = f"judge {part}"
+    meter = _meter(plan, name, len(missing))
+    with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
+        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress, meter, wanted))
 
 
 def _hands(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Callable[[], None]) -> Hands:
     """The work that overlaps, each with its line of progress and its entry in the ledger."""
-    truth = _Batches(ledger, "ground_truth", len(status.missing("ground_truth", plan.truth)))
-    free = _Batches(ledger, "predict untrained", len(status.missing("predict", plan.untrained)))
+    truth = _Batches(plan, ledger, "ground_truth", len(status.missing("ground_truth", plan.truth)))
+    free = _Batches(plan, ledger, "predict untrained", len(status.missing("predict", plan.untrained)))
 
     def ask(batch: list[Ask], wanted: Wanted) -> None:
         check()
@@ -225,8 +239,9 @@ def _hands(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Cal
 class _Batches:
     """The batches of one asked stage: one line of progress and one entry of the ledger for all of them."""
 
-    def __init__(self, ledger: Ledger, name: str, total: int) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, name: str, total: int) -> None:
         self._ledger, self._name, self._left = ledger, name, total
+        self._meter = _meter(plan, name, total)
         self._open = ExitStack()
         self._figures: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -240,7 +255,7 @@ class _Batches:
             self._figures["busy_seconds"] = 0.0
         began, whole = time.monotonic(), False
         try:
-            yield _counted(self._figures, self._progress, wanted)
+            yield _counted(self._figures, self._progress, self._meter, wanted)
             whole = True
         finally:
             self._figures["busy_seconds"] += round(time.monotonic() - began, 2)
@@ -249,11 +264,16 @@ class _Batches:
                 self._open.close()
 
 
+def _meter(plan: Plan, stage: str, shards: int) -> Meter:
+    return Meter(plan.study.run_name(), stage, shards, gpus_of(stage, plan.study.resources))
+
+
 def _counted(
-    figures: dict[str, float], progress: Progress, wanted: Callable[[], None] = lambda: None
+    figures: dict[str, float], progress: Progress, meter: Meter, wanted: Callable[[], None] = lambda: None
 ) -> Callable[[dict[str, Any]], None]:
     def on_outcome(outcome: dict[str, Any]) -> None:
         progress.advance()
+        meter.outcome(not outcome["reason"], outcome["figures"])
         for name, value in outcome["figures"].items():
             figures[name] = figures.get(name, 0) + value
         wanted()
