@@ -7,7 +7,7 @@ reads no prefix cache and grades every answer; the chain of thought keeps the pr
 number. Answers: 32 to each of 80 questions, sampled from the base, as a grid of 16 adapters with 2 samples has them.
 
 The lab's rubric is one short line, and hardly a block of the prefix cache; a judge of real answers reads a rubric with
-examples. So all of it is measured under both: the lab's, and one with examples in front, of RUBRIC_TOKENS or more.
+examples. So it is measured under both: the lab's, and one with examples in front, of RUBRIC_TOKENS or more.
 """
 
 import asyncio
@@ -35,6 +35,7 @@ from metagen_ray.suites import load_suite
 EVAL_DOMAINS, ANSWERS = 20, 32
 ANSWER_TOKENS, THOUGHT_TOKENS = 24, 64
 RUBRIC_TOKENS = 200
+LONG_RUBRIC_SHARE = 8  # of the questions, one in so many: without sharing its prompts are seven times as long
 BATCH = Reads(4096, logits=256)  # what the engine reads at once
 SHARE_OF_ANSWERS = {"1M": 1, "10M": 8}  # one in so many is graded: the slow side stays under a minute
 DIGITS, THOUGHT = "greedy digits without sharing", "64 tokens of thought, then the number"
@@ -51,14 +52,13 @@ def rows(options: Options) -> list[Row]:
             try:
                 sampled = _answers(base, engine, options)
                 distinct = list(dict.fromkeys(sampled))
-                scorer = load_suite(workload.SUITE).scorer
-                for rubric, shown in (
-                    ("a short rubric", scorer),
-                    ("a rubric with examples", with_examples(base, scorer)),
-                ):
-                    found += _compare(base, engine, shown, sampled, f"{rubric}, answers as sampled", options)
-                    if len(distinct) < len(sampled):
-                        found += _compare(base, engine, shown, distinct, f"{rubric}, distinct answers", options)
+                short = load_suite(workload.SUITE).scorer
+                found += _compare(base, engine, short, sampled, "a short rubric, answers as sampled", options)
+                if len(distinct) < len(sampled):
+                    found += _compare(base, engine, short, distinct, "a short rubric, distinct answers", options)
+                few = sampled[: max(1, len(sampled) // LONG_RUBRIC_SHARE)]
+                longer = with_examples(base, short)
+                found += _compare(base, engine, longer, few, "a rubric with examples, answers as sampled", options)
             finally:
                 engine.close()
     return found

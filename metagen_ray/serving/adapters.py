@@ -35,7 +35,8 @@ class AdapterLoader(LoraModelLoader):
         """Fetch the adapter; 404 where the store has none of that key."""
         key = key_of(lora_model_id)
         directory = Path(self._directory.name) / key
-        await asyncio.to_thread(fetch_adapter, *llm_config.experimental_configs["adapters"], key, directory)
+        root, stages = llm_config.experimental_configs["adapters"]
+        await asyncio.to_thread(fetch_adapter, root, stages, key, directory)
         return DiskMultiplexConfig(
             model_id=lora_model_id,
             max_total_tokens=None,

@@ -24,7 +24,7 @@ from metagen_ray.serving.ingress import Ingress
 APP = "metagen"
 MAX_LORA_RANK = 512
 # A session's requests go to one replica, and to the next one where that has its hands full.
-ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
+ROUTER: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -48,7 +48,7 @@ class ServingSpec:
     gpus_per_replica: float = 0.0
     kv_cache_gib: float = 0.25
     threads: int = 1
-    prompts_in_batch: int = 512
+    prompts_in_batch: int = 256
     tokens_in_batch: int = 4096
     host: str = "127.0.0.1"
     port: int = 0

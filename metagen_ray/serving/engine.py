@@ -30,6 +30,7 @@ from metagen_ray.serving.app import ServingSpec
 from metagen_ray.serving.merge import merge
 from metagen_ray.serving.weights import BASE, Resident
 
+CPU_PROMPTS_IN_BATCH = 512  # a step of a small model is mostly its fixed cost: 1,150 to 1,330 answers/s from 256 on
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes
 
 
@@ -199,6 +200,7 @@ def engine_settings(spec: ServingSpec) -> dict[str, Any]:
     if not spec.gpus_per_replica:
         settings |= {
             "dtype": "float32",
+            "max_num_seqs": max(CPU_PROMPTS_IN_BATCH, spec.prompts_in_batch),
             "enforce_eager": True,
             "kv_cache_memory_bytes": int(spec.kv_cache_gib * 2**30),
             "worker_cls": "metagen_ray.serving.cpu_worker.Worker",

@@ -21,7 +21,7 @@ class Meter:
 
     def outcome(self, ok: bool, figures: Mapping[str, float]) -> None:
         """A shard has ended, well or not, with the figures of its ledger."""
-        metrics.count("metagen_shards_done" if ok else "metagen_shards_failed", **self._tags)
+        metrics.count("metagen_shards_done" if ok else "metagen_shards_failed", 1, **self._tags)
         for name, metric in COUNTED.items():
             metrics.count(metric, figures.get(name, 0), **self._tags)
         for name, kind in TOKENS.items():
