@@ -15,7 +15,7 @@ import platform
 import random
 import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,14 @@ def main() -> None:
             file.write(line + "\n")
 
 
-def rows(rounds: int = 5, seconds: float = 10.0, gpus: Sequence[int] = GPUS) -> list[dict[str, Any]]:
-    """Two figures for each number of GPUs: bound / makespan as slept, and work / N / bound."""
+def rows(rounds: int = 5, seconds: float = 10.0, gpus: Sequence[int] = GPUS) -> Iterator[dict[str, Any]]:
+    """Two figures for each number of GPUs, as soon as it has slept: bound / makespan, and work / N / bound."""
     units = study_units()
-    banks = {n: study_bank(units, MACHINE, n) for n in gpus}
-    plans = {n: tasks_of(units, MACHINE, n, bank) for n, bank in banks.items()}
-    slept: dict[int, list[float]] = {n: [] for n in gpus}
-    for _ in range(rounds):
-        for n, tasks in plans.items():
-            slept[n].append(sleep_through(tasks, n, scale_of(tasks, n, seconds)))
-    return [row for n, tasks in plans.items() for row in _rows_of(n, banks[n], tasks, slept[n])]
+    for n in gpus:
+        bank = study_bank(units, MACHINE, n)
+        tasks = tasks_of(units, MACHINE, n, bank)
+        slept = [sleep_through(tasks, n, scale_of(tasks, n, seconds)) for _ in range(rounds)]
+        yield from _rows_of(n, bank, tasks, slept)
 
 
 def scale_of(tasks: list[Task], gpus: int, seconds: float) -> float:

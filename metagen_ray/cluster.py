@@ -17,7 +17,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
 REACH_S = 10.0
 SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
-ASKER_CPUS = 0.05  # an actor that asks the app, and waits for it most of the time
+ASKER_CPUS = 0.1  # an actor that asks the app, and waits for it most of the time
 
 
 def connect(study: Study, address: str | None) -> None:
@@ -109,8 +109,8 @@ def overlap_fits(need: Resources, have: Mapping[str, float]) -> bool:
     if not fits and not whole:
         raise MachineError(
             f"resources.overlap is on, but training and serving at once need {cpus:g} CPUs and {gpus:g} GPUs, the "
-            f"cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}; lower resources.clients, lanes or "
-            "replicas, or set overlap to auto"
+            f"cluster has {have.get('CPU', 0.0):g} and {have.get('GPU', 0.0):g}; lower resources.replicas or "
+            "lanes, or set overlap to auto"
         )
     return fits
 

@@ -139,8 +139,13 @@ class Resources(Section):
     gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")
     cpus_per_replica: float = Field(default=1, gt=0, description="CPUs of one replica")
     kv_cache_gib: float = Field(default=0.25, gt=0, description="KV cache of a CPU replica, GiB")
-    clients: int = Field(default=2, ge=1, description="Ray Data actors that ask the app, for each replica")
-    prompts_per_request: int = Field(default=64, ge=1, description="prompts of one HTTP request")
+    shards_at_once: int = Field(
+        default=3,
+        ge=1,
+        description="shards that are asked at the same time, for each replica; the next one's prompts "
+        "are read while the last answers of another are written",
+    )
+    prompts_per_request: int = Field(default=128, ge=1, description="prompts of one HTTP request")
     port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
     memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on one node, GiB")
     overlap: Literal["auto", "on", "off"] = Field(
@@ -156,8 +161,13 @@ class Resources(Section):
 
     @property
     def askers(self) -> int:
-        """Ray Data actors that ask the app, so many that no replica waits for work."""
-        return self.clients * self.replicas
+        """Ray Data actors that ask the app, each of them `shards_at_once` shards."""
+        return self.replicas
+
+    @property
+    def asked_at_once(self) -> int:
+        """Shards that are asked at the same time, by all askers."""
+        return self.askers * self.shards_at_once
 
     @field_validator("overlap", mode="before")
     @classmethod

@@ -19,9 +19,8 @@ ROOT = Path(__file__).parent.parent
 METAGEN = str(Path(sys.executable).parent / "metagen")
 CLAIM_STORE = ROOT / "runs" / "claim"
 CLAIMED_SEEDS = (3, 4, 5, 6, 7)  # recipes and weights were tuned on seeds 0-2 and frozen
-TWO_REPLICAS = ("resources.replicas=2", "resources.cpus_per_replica=0.5", "resources.cpus_per_worker=0.75")
 # The fine-tunes of the claim have a seed of their own: no answer that a recipe was chosen on comes back in it.
-CLAIM = ("truth_seed=3", f"store={CLAIM_STORE}", *TWO_REPLICAS)
+CLAIM = ("truth_seed=3", f"store={CLAIM_STORE}")
 IN_STORE = ("--store", str(CLAIM_STORE))
 QUADRANTS = ("train-eval", "eval-train", "eval-eval")
 METRICS = ("rmse", "rmse_expectation", "pearson_column", "pearson_column_expectation")

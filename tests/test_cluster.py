@@ -75,8 +75,7 @@ def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
         (["lanes=3"], {"CPU": 4}, False),
         (["lanes=3"], {"CPU": 5}, True),
         (["meta_workers=4"], {"CPU": 5}, False),
-        (["clients=30"], {"CPU": 3}, False),
-        (["replicas=12"], {"CPU": 14}, False),  # 24 askers take a core and a fifth
+        (["replicas=12"], {"CPU": 14}, False),  # 12 askers take a core and a fifth
         (["replicas=12"], {"CPU": 15}, True),
         (["overlap=on"], {"CPU": 2}, True),
         (["overlap=off"], {"CPU": 64}, False),
@@ -93,8 +92,8 @@ def test_overlap_auto_needs_whole_cores_and_gpus_for_both(overrides: list[str], 
 
 
 def test_overlap_on_that_does_not_fit_is_refused():
-    need = load_study("pocket", ["resources.overlap=on", "resources.clients=8"]).resources
-    with pytest.raises(MachineError, match=r"need 2\.2 CPUs and 0 GPUs, the cluster has 2 and 0"):
+    need = load_study("pocket", ["resources.overlap=on", "resources.lanes=2"]).resources
+    with pytest.raises(MachineError, match=r"need 2\.7 CPUs and 0 GPUs, the cluster has 2 and 0"):
         overlap_fits(need, {"CPU": 2.0})
 
 

@@ -182,19 +182,25 @@ def _ordered_group(
 
 
 def _mean_over_pairs(field: Field, entry: Entry, pairs: Iterable[tuple[Floats, Floats]]) -> dict[Key, float]:
-    ones = field.ones()
     values: dict[str, list[float]] = defaultdict(list)
-    for score_RCO, truth_RCO in pairs:
-        both_RC = np.where(np.isnan(score_RCO + truth_RCO).any(axis=2), np.nan, 0.0)
-        half = Entry(entry.predictor, entry.form, both_RC, score_RCO)
-        on_RC = ~np.isnan(both_RC)
-        if not on_RC.any():
-            continue
-        for group in (_correlate_group, _ordered_group):
-            for key, value_B in group(truth_RCO, on_RC, [half], *ones).items():
-                values[key.metric].append(float(value_B[0]))
+    for truth_RCO, shown in _by_truth(pairs):
+        for on_RC, same_cells in _by_cells(shown):
+            for group in (_correlate_group, _ordered_group):
+                for key, value_B in group(truth_RCO, on_RC, same_cells, *field.ones()).items():
+                    values[key.metric].append(float(value_B[0]))
     wanted = {name: v for name, v in values.items() if name not in _unreported(entry)}
     return {_key(entry, name): _over_pairs(name, v, entry.lengthen) for name, v in wanted.items()}
+
+
+def _by_truth(pairs: Iterable[tuple[Floats, Floats]]) -> Iterable[tuple[Floats, list[Entry]]]:
+    """Pairs as predictions by number, those of one truth together: all deals of labels are compared with the same."""
+    whole = list(pairs)  # alive as long as their identities are compared
+    groups: dict[int, tuple[Floats, list[Entry]]] = {}
+    for number, (score_RCO, truth_RCO) in enumerate(whole):
+        both_RC = np.where(np.isnan(score_RCO + truth_RCO).any(axis=2), np.nan, 0.0)
+        _, shown = groups.setdefault(id(truth_RCO), (truth_RCO, []))
+        shown.append(Entry(str(number), SAMPLED, both_RC, score_RCO))
+    return groups.values()
 
 
 def _over_pairs(metric: str, values: Sequence[float], lengthen: float | None) -> float:

@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import utils as engine_processes
 
+from metagen_ray.errors import InputError
 from metagen_ray.serving import siblings
 from metagen_ray.serving.adapters import AdapterLoader, fetch_adapter, key_of, stage_of
 from metagen_ray.serving.app import ServingSpec
@@ -144,7 +145,10 @@ class AdapterServer(LLMServer):
         with tempfile.TemporaryDirectory(prefix="metagen-merged-") as room:
             adapter, merged = Path(room) / "adapter", Path(room) / "merged"
             await asyncio.to_thread(fetch_adapter, spec.store, spec.merged_stages, key, adapter)
-            await asyncio.to_thread(merge, Path(spec.model_dir), adapter, merged)
+            try:
+                await asyncio.to_thread(merge, Path(spec.model_dir), adapter, merged)
+            except InputError as error:
+                raise HTTPException(400, f"{spec.model_name}:{key}: {error}") from error
             await engine.load_weights(str(merged))
 
     async def _load_adapter(self, model: str) -> None:

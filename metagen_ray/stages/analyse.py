@@ -1,6 +1,9 @@
 """The figures of a study: arrays in, tables out. Reads committed answers; computes through metagen_ray.analysis."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -10,14 +13,41 @@ from metagen_ray.stages.plan import Plan
 from metagen_ray.suites.suite import Domain
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """All that an analysis needs, in arrays: it travels to another process."""
+
+    found: Arrays
+    options: Options
+    seed: int
+    blocks: Mapping[str, np.ndarray]
+
+    def run(self) -> Analysis:
+        """Measure every predictor."""
+        rng = np.random.default_rng([self.seed, 7])
+        return analyse(self.found.grid, self.found.predictions, self.options, rng, self.blocks)
+
+
 def analyse_study(plan: Plan, answers: Sequence[Answer], exact: bool = False) -> Analysis:
     """Measure every predictor. `exact` takes the labels the world knows instead of the judge's scores."""
+    return _task(plan, answers, exact).run()
+
+
+def analyse_forms(plan: Plan, answers: Sequence[Answer]) -> tuple[Analysis, Analysis | None]:
+    """By the judge's scores, and by exact labels where the world knows them: two processes side by side."""
+    if plan.context.suite.exact_score is None:
+        return analyse_study(plan, answers), None
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        exact = beside.submit(_task(plan, answers, exact=True).run)
+        return analyse_study(plan, answers), exact.result()
+
+
+def _task(plan: Plan, answers: Sequence[Answer], exact: bool) -> _Task:
     found = arrays(plan, answers, exact)
-    predictions = {**found.predictions, **_mechanisms(plan, found)}
     settings = plan.study.analysis
     options = Options(resamples=settings.resamples, deals=settings.deals, level=settings.level)
-    rng = np.random.default_rng([plan.study.seed, 7])
-    return analyse(found.grid, predictions, options, rng, _blocks(plan, found))
+    everyone = Arrays(found.grid, {**found.predictions, **_mechanisms(plan, found)})
+    return _Task(everyone, options, plan.study.seed, _blocks(plan, found))
 
 
 def judge_agreement(answers: Sequence[Answer]) -> dict[str, tuple[float, int]]:

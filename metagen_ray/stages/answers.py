@@ -1,5 +1,6 @@
 """Sampling answers: ground truth and predictions alike are models asked prompts. Owns the rows; knows no scores."""
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from metagen_ray.stages.growth import Asked, Note, answered_domains, take_answer
 from metagen_ray.stages.plan import Ask, Plan, Prompt
 from metagen_ray.stages.shards import Row, run_shards
 from metagen_ray.study import Study, study_from
+
+IN_FLIGHT = 4  # requests of one shard
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ def run_asks(
 ) -> None:
     """Have the app answer every shard and commit it."""
     arguments, rows = ask_work(plan, asks, app, versions)
-    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources.askers, on_outcome)
+    run_shards("answers", AnswerWorker, arguments, rows, plan.study.resources, on_outcome)
 
 
 def ask_work(
@@ -43,14 +46,14 @@ def ask_work(
     """Arguments of AnswerWorker and a row for every shard; one listing of a stage finds what is not asked again."""
     present = {stage: plan.context.store.keys(stage) for stage in {a.stage for a in asks}}
     arguments = worker_arguments(plan, app, versions, answered_domains(plan, asks, present))
-    rows = [asdict(a) for a in in_turns(asks, plan.study.resources.askers)]
+    rows = [asdict(a) for a in in_turns(asks, plan.study.resources.asked_at_once)]
     for row in rows:
         row["adapter"] = row["adapter"] or ""
     return arguments, rows
 
 
-def in_turns(asks: Sequence[Ask], askers: int) -> list[Ask]:
-    """The order of asking: as many models and shown examples side by side as there are askers, block after block.
+def in_turns(asks: Sequence[Ask], at_once: int) -> list[Ask]:
+    """The order of asking: as many models and shown examples side by side as shards, block after block.
 
     So few adapters are in use at a time, a prefix comes back while it is cached and is read by nobody else meanwhile,
     and different replicas have different ones to keep.
@@ -60,7 +63,7 @@ def in_turns(asks: Sequence[Ask], askers: int) -> list[Ask]:
         return ask.adapter or "", ask.shown, ask.k
 
     number = {f: n for n, f in enumerate(sorted({family(a) for a in asks}))}
-    return sorted(asks, key=lambda a: (number[family(a)] // askers, a.block, number[family(a)], a.train_domain))
+    return sorted(asks, key=lambda a: (number[family(a)] // at_once, a.block, number[family(a)], a.train_domain))
 
 
 def worker_arguments(
@@ -76,7 +79,7 @@ def worker_arguments(
 
 
 class AnswerWorker:
-    """Asks the app for one shard at a time.
+    """Asks the app for shards, several at a time in one event loop.
 
     `earlier`: shard key -> what others in the pool hold of it, as `growth` tells it.
     """
@@ -99,7 +102,8 @@ class AnswerWorker:
     def client(self) -> Client:
         """The client, made in the loop that uses it."""
         if self._client is None:
-            limits = Limits(prompts_per_request=self.study.resources.prompts_per_request)
+            resources = self.study.resources
+            limits = Limits(resources.prompts_per_request, in_flight=IN_FLIGHT * resources.shards_at_once)
             self._client = Client(self.app.url, read_token(self.app.token_path), limits)
         return self._client
 
@@ -126,7 +130,9 @@ class AnswerWorker:
             "prompt_tokens": sum(len(tokens) for *_, tokens in left),
             "output_tokens": sum(len(a.tokens or ()) for group in answers for a in group),
         }
-        self.plan.context.store.put_shard(ask.stage, ask.key, table, self._record(ask, note, figures))
+        await asyncio.to_thread(
+            self.plan.context.store.put_shard, ask.stage, ask.key, table, self._record(ask, note, figures)
+        )
         return figures
 
     def _record(self, ask: Ask, taken: Note, figures: Mapping[str, int]) -> dict[str, Any]:

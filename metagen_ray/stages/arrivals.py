@@ -48,7 +48,7 @@ def run_overlapped(plan: Plan, status: Status, hands: Hands) -> None:
         for part in ("truth", "untrained"):
             hands.judge(part, wanted)
 
-    size = FREE_PER_ASKER * plan.study.resources.askers
+    size = FREE_PER_ASKER * plan.study.resources.asked_at_once
     with Arrivals(truth, free, status.present["object_sft"], hands.ask, judge, size) as arrivals:
         hands.train(arrivals.arrived)
         arrivals.all_arrived()

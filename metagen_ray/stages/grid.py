@@ -53,14 +53,13 @@ def read_answers(plan: Plan) -> list[Answer]:
             if (domain, answer) not in known:
                 known[domain, answer] = exact(domain, answer)
             score, coherence = graded[domain, row["question"], answer]
-            row.pop("tokens")
             found.append(Answer(ask.predictor, **row, score=score, coherence=coherence, exact=known[domain, answer]))
     return found
 
 
 def _rows(plan: Plan, ask: Ask) -> list[dict]:
     table, _ = plan.context.store.read_shard(ask.stage, ask.key)
-    return [{**row, "train_domain": ask.train_domain} for row in table.to_pylist()]
+    return [{**row, "train_domain": ask.train_domain} for row in table.drop_columns("tokens").to_pylist()]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Grading answers: every distinct (question, answer) once over all passes. Owns judge shards; knows no predictors."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -25,7 +26,7 @@ def run_judge(
 ) -> None:
     """Grade every shard and commit its scores; StageError where the judge leaves too many answers unscored."""
     arguments, rows = judge_work(plan, shards, app, versions)
-    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources.askers, on_outcome)
+    run_shards("judge", JudgeWorker, arguments, rows, plan.study.resources, on_outcome)
 
 
 def judge_work(
@@ -40,12 +41,12 @@ def judge_work(
 
 
 class JudgeWorker(AnswerWorker):
-    """Grades one shard at a time with the app's base model."""
+    """Grades shards with the app's base model."""
 
     async def do(self, row: Row) -> Mapping[str, float]:
         """Read the answers, grade what nobody has graded, commit the scores under the shard's key."""
         shard = self.plan.judged[row["part"]][row["n"]]
-        pairs, read = self._pairs(shard)
+        pairs, read = await asyncio.to_thread(self._pairs, shard)
         taken, note = take_grades(self.plan, shard, self.earlier.get(shard.key, ()), pairs)
         left = [p for p in pairs if p not in taken]
         judged = await self._judge.judge(self._scorer(), [(self._question(p), p[2]) for p in left])
@@ -62,11 +63,14 @@ class JudgeWorker(AnswerWorker):
             "taken": note,
             "versions": self.versions,
         }
+        await asyncio.to_thread(self._commit, shard, table, record)
+        figures = {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
+        return figures | {"spared": read - len(left)}
+
+    def _commit(self, shard: JudgeShard, table: pa.Table, record: Mapping[str, Any]) -> None:
         store = self.plan.context.store
         store.mark("judge", shard.label, shard.key)
         store.put_shard("judge", shard.key, table, record)
-        figures = {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
-        return figures | {"spared": read - len(left)}
 
     def _pairs(self, shard: JudgeShard) -> tuple[list[Pair], int]:
         """Distinct pairs that no earlier pass has graded, and how many answers they were drawn from."""

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from metagen_ray.analysis import Analysis
 from metagen_ray.analysis.tables import EVALUATION
 from metagen_ray.progress import say
-from metagen_ray.stages.analyse import analyse_study, judge_agreement
+from metagen_ray.stages.analyse import analyse_forms, judge_agreement
 from metagen_ray.stages.draws import seeded
 from metagen_ray.stages.grid import Answer, read_answers
 from metagen_ray.stages.plan import META, TRUTH, UNTRAINED, Plan
@@ -25,8 +25,8 @@ EXAMPLES_PER_QUADRANT = 6
 def write_study_report(plan: Plan, versions: Mapping[str, str], seconds: Mapping[str, Mapping[str, float]]) -> Analysis:
     """Analyse the committed answers, write `report/` of the run and print its table."""
     answers = read_answers(plan)
-    analysis = analyse_study(plan, answers)
-    tables = _tables(plan, answers, analysis, versions, seconds)
+    analysis, exact = analyse_forms(plan, answers)
+    tables = _tables(plan, answers, analysis, exact, versions, seconds)
     files = write_report(tables)
     files["answers.parquet"] = _parquet(plan, answers)
     if tables.exact is not None:
@@ -45,11 +45,11 @@ def _tables(
     plan: Plan,
     answers: Sequence[Answer],
     analysis: Analysis,
+    exact: Analysis | None,
     versions: Mapping[str, str],
     seconds: Mapping[str, Mapping[str, float]],
 ) -> ReportTables:
     study, suite = plan.study, plan.context.suite
-    known = suite.exact_score is not None
     return ReportTables(
         run=study.run_name(),
         fingerprint=study.fingerprint(),
@@ -64,8 +64,8 @@ def _tables(
         versions=versions,
         seconds={name: figures["seconds"] for name, figures in seconds.items()},
         notes=[_judged_note(answers)],
-        exact=analyse_study(plan, answers, exact=True) if known else None,
-        judge_agreement=judge_agreement(answers) if known else {},
+        exact=exact,
+        judge_agreement=judge_agreement(answers) if exact else {},
     )
 
 

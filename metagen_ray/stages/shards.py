@@ -1,7 +1,8 @@
 """One pass over shards with Ray Data: dealt evenly to async workers, every shard ends as an outcome. Knows no stage.
 
-Every row is a block of its own, else one worker gets them all. A worker never raises for a shard, since one exception
-would end the whole pass: what fails comes back as an outcome with its reason.
+A worker has several shards in hand, so that an engine is never short of prompts while one ends. Every row is a block of
+its own, else one worker gets them all. A worker never raises for a shard, since one exception would end the whole pass:
+what fails comes back as an outcome with its reason.
 """
 
 import logging
@@ -13,12 +14,13 @@ import ray
 
 from metagen_ray.cluster import ASKER_CPUS
 from metagen_ray.errors import StageError, UserError
+from metagen_ray.study import Resources
 
 Row = dict[str, Any]
 
 
 class ShardWorker(Protocol):
-    """Does one shard and commits it; returns figures for the ledger."""
+    """Does shards, several at once in one event loop, and commits them; returns figures for the ledger."""
 
     async def do(self, row: Row) -> Mapping[str, float]:
         """Commit the shard."""
@@ -50,7 +52,7 @@ def run_shards(
     make: Callable[..., ShardWorker],
     arguments: Mapping[str, Any],
     rows: Sequence[Row],
-    actors: int,
+    resources: Resources,
     on_outcome: Callable[[Row], None],
 ) -> None:
     """Do every row (a dict with a `key`) and report each outcome as it comes.
@@ -65,7 +67,9 @@ def run_shards(
         fn_constructor_args=(make, dict(arguments)),
         batch_size=1,
         batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(rows))),
+        compute=ray.data.ActorPoolStrategy(
+            size=min(resources.askers, len(rows)), max_concurrent_calls_per_actor=resources.shards_at_once
+        ),
         num_cpus=ASKER_CPUS,
     )
     failed = []

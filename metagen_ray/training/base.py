@@ -63,7 +63,7 @@ class AdaptedModel(nn.Module):
             logits_to_keep=pack.source_C,
             use_cache=False,
             **reading,
-        ).logits[0]
+        ).logits.squeeze(0)
         return F.cross_entropy(logits_CV.float(), pack.label_C, reduction="none")
 
     def groups(self, trees: list[Tree]) -> list[list[Tree]]:

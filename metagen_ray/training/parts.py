@@ -32,13 +32,13 @@ class Fork:
 class Parts:
     """How a pack is cut. N places of the padded straight rows; O places of all outputs, straight rows first."""
 
-    take_N: torch.Tensor  # token of each place; a place of padding repeats token 0
+    take_N: torch.Tensor | None  # token of each place, padding repeats token 0; None where places are tokens in order
     straight_P: torch.Tensor  # tokens of straight rows
     place_P: torch.Tensor  # and their places
     batches: list[tuple[int, int]]  # (rows, length)
     forks: list[Fork]
     out_S: torch.Tensor  # place in O of each token
-    in_order: bool  # one straight row, or forks alone: O is S
+    in_order: bool  # one straight row, forks alone, or straight rows without padding: O is S
     calls: int = field(default=0)
 
 
@@ -57,8 +57,9 @@ def cut(pack: Pack) -> Parts:
     take_N, straight_P, place_P, out_S = (
         torch.tensor(column, dtype=torch.long, device=pack.token_S.device) for column in (take, straight, place, out)
     )
-    in_order = not rows or pack.is_straight
-    return Parts(take_N, straight_P, place_P, batches, [_fork(pack, s) for s in trees], out_S, in_order)
+    even = take == list(range(len(pack.token_S)))  # no padding, nothing out of order
+    forks, in_order = [_fork(pack, s) for s in trees], even or not rows or pack.is_straight
+    return Parts(None if even else take_N, straight_P, place_P, batches, forks, out_S, in_order)
 
 
 def _pad(rows: Sequence[Span]) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
@@ -117,7 +118,7 @@ def attend(
         out = call(query, key, value) if causal else call(query, key, value, attention_mask)
         return out.transpose(1, 2).contiguous(), None
     parts.calls += 1
-    if parts.in_order and not parts.forks:
+    if len(parts.batches) == 1 and parts.batches[0][0] == 1 and not parts.forks:
         return call(query, key, value).transpose(1, 2).contiguous(), None
     found = _rows(parts, call, query, key, value) if parts.batches else []
     for fork in parts.forks:
@@ -133,14 +134,21 @@ Call = Callable[..., torch.Tensor]
 
 def _rows(parts: Parts, call: Call, *qkv: torch.Tensor) -> list[torch.Tensor]:
     """Straight rows, [places, H, D] by batch."""
-    laid = [_Pick.apply(x[0].transpose(0, 1), parts.take_N, parts.straight_P, parts.place_P) for x in qkv]
-    found, start = [], 0
-    for rows, length in parts.batches:
-        end = start + rows * length
-        q, k, v = (x[start:end].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in laid)
+    laid = [_laid(x.squeeze(0).transpose(0, 1), parts) for x in qkv]
+    sizes = [rows * length for rows, length in parts.batches]
+    found = []
+    # Split, not sliced: the gradient of slices is as many whole tensors, mostly zeros, that are added up.
+    for (rows, length), *cut in zip(parts.batches, *(x.split(sizes) for x in laid), strict=True):
+        q, k, v = (x.reshape(rows, length, *x.shape[1:]).transpose(1, 2) for x in cut)
         found.append(call(q, k, v).transpose(1, 2).reshape(rows * length, *laid[0].shape[1:]))
-        start = end
     return found
+
+
+def _laid(x: torch.Tensor, parts: Parts) -> torch.Tensor:
+    """Straight rows at their places; [S, H, D] to [N, H, D]."""
+    if parts.take_N is None:
+        return x
+    return _Pick.apply(x, parts.take_N, parts.straight_P, parts.place_P)  # type: ignore[return-value]
 
 
 def _tree(fork: Fork, call: Call, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> list[torch.Tensor]:

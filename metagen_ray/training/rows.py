@@ -124,10 +124,13 @@ def pack(trees: Sequence[Tree], weight: float = 1.0) -> Pack:
 
 
 def split_by_size(trees: Sequence[Tree], limit_tokens: int) -> list[list[Tree]]:
-    """Groups whose reading fits `limit_tokens` each, largest trees first; a tree above the limit stands alone."""
+    """Groups whose reading fits `limit_tokens` each; a tree above the limit stands alone.
+
+    Those of one adapter together, so that a group reads few adapters, and of these the largest trees first.
+    """
     groups: list[list[Tree]] = []
     room: list[int] = []
-    for tree in sorted(trees, key=Tree.read_tokens, reverse=True):
+    for tree in sorted(trees, key=lambda t: (t.slot, -t.read_tokens())):
         size = tree.read_tokens()
         at = next((i for i, free in enumerate(room) if free >= size), None)
         if at is None:

@@ -1,3 +1,4 @@
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tests.tiny import make_tiny_model
 
 ADAPTERS = 3
 MERGED = ADAPTERS + 1  # made by another stage, and of a rank that the engine's LoRA does not take
+UNMERGEABLE = MERGED + 1  # says of itself that it is more than a sum
 SLOTS = 2  # fewer than adapters: slots are taken over and given back
 
 
@@ -38,6 +40,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys = [put_adapter(root / "store", model_dir, seed) for seed in range(ADAPTERS)]
     keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
     keys.append(put_adapter(root / "store", model_dir, seed=MERGED, rank=16, stage="meta_sft"))
+    keys.append(put_adapter(root / "store", model_dir, seed=UNMERGEABLE, stage="meta_sft", use_dora=True))
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
         runtime_env = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=ray_dir, runtime_env=runtime_env)
@@ -49,12 +52,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             ray.shutdown()
 
 
-def put_adapter(store_root: Path, model_dir: Path, seed: int, rank: int = 4, stage: str = "object_sft") -> str:
-    """Commit a random PEFT adapter that changes answers visibly; returns its key."""
+def put_adapter(
+    store_root: Path, model_dir: Path, seed: int, rank: int = 4, stage: str = "object_sft", **config: object
+) -> str:
+    """Commit a random PEFT adapter that changes answers visibly, with a changed configuration; returns its key."""
     from metagen_ray.store import content_key, open_store
 
     directory = store_root.parent / f"adapter-{seed}"
     random_adapter(model_dir, seed, rank).save_pretrained(directory)
+    written = directory / "adapter_config.json"
+    written.write_text(json.dumps(json.loads(written.read_text()) | config))
     files = {path.name: path.read_bytes() for path in directory.iterdir() if path.suffix in (".json", ".safetensors")}
     key = content_key({"adapter": seed})
     open_store(str(store_root)).put_files(stage, key, files, {"seed": seed})

@@ -20,7 +20,7 @@ from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
 from metagen_ray.serving.judge import Judge, Options
 from metagen_ray.serving.numbers import NUMBERS
-from tests.serving.conftest import MERGED, Served, random_adapter
+from tests.serving.conftest import MERGED, UNMERGEABLE, Served, random_adapter
 from tests.tiny import make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -86,6 +86,12 @@ def test_app_what_it_cannot_answer_is_one_clear_error(served: Served, model: str
 def test_app_an_adapter_above_the_engine_rank_is_refused_by_rank(served: Served):
     with pytest.raises(InputError, match="rank 16"):
         ask(served, lambda c: c.complete(served.adapter(3), [PROMPT], max_tokens=2))
+
+
+def test_app_an_adapter_that_cannot_be_merged_is_refused_at_once_and_the_base_goes_on(served: Served):
+    with pytest.raises(InputError, match="use_dora cannot be merged"):
+        ask(served, lambda c: c.complete(served.adapter(UNMERGEABLE), [PROMPT], max_tokens=2))
+    assert ask(served, lambda c: c.complete("tiny", [PROMPT], max_tokens=2))
 
 
 def test_app_a_wrong_token_is_named_by_the_client(served: Served):

@@ -91,7 +91,7 @@ def test_asks_that_show_the_same_examples_to_one_model_stand_as_near_as_turns_al
     _, rows = ask_work(plan, asks, AppAddress("http://127.0.0.1:9", "", "base"), {})
     shown = [(row["adapter"], row["shown"], row["k"]) for row in rows]
     places = {key: [n for n, own in enumerate(shown) if own == key] for key in shown}
-    together = plan.study.resources.askers * max(map(len, places.values()))
+    together = plan.study.resources.asked_at_once * max(map(len, places.values()))
     assert len(rows) == len(asks) and all(p[-1] - p[0] < together for p in places.values())
 
 

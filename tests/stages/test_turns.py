@@ -16,7 +16,7 @@ def asks(shown: int, blocks: int) -> list[Ask]:
 
 
 def test_turns_what_is_asked_side_by_side_shows_different_examples_and_comes_back_soon():
-    order = in_turns(asks(shown=10, blocks=5), askers=4)
+    order = in_turns(asks(shown=10, blocks=5), at_once=4)
     assert sorted(a.key for a in order) == sorted(a.key for a in asks(10, 5))
     for start in range(0, 40, 4):
         assert len({a.shown for a in order[start : start + 4]}) == 4
@@ -26,6 +26,6 @@ def test_turns_what_is_asked_side_by_side_shows_different_examples_and_comes_bac
 
 
 def test_turns_blocks_of_one_family_are_in_order():
-    order = in_turns(asks(shown=3, blocks=4), askers=2)
+    order = in_turns(asks(shown=3, blocks=4), at_once=2)
     for shown in {a.shown for a in order}:
         assert [a.block for a in order if a.shown == shown] == [0, 1, 2, 3]
