@@ -116,8 +116,24 @@ def make_numbered(trees: list[Tree]):
     return pack([Tree(t.prefix, t.branches, 0, number) for number, t in enumerate(trees)])
 
 
-def test_bank_step_by_parts_equals_masks(model_dir: Path) -> None:
-    trees = [*random_rows(9, 0), *random_trees(3, 1)]
+def even_rows(count: int) -> list[Tree]:
+    """Rows of one length, which need no padding."""
+    rng = np.random.default_rng(count)
+    return [plain_row(rng.integers(10, 300, 6).tolist(), rng.integers(10, 300, 5).tolist()) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        [*random_rows(9, 0), *random_trees(3, 1)],
+        [*even_rows(6), *random_trees(3, 1)],
+        even_rows(6),
+        [*even_rows(3), *random_rows(3, 0)],
+        random_trees(3, 1)[:3],
+    ],
+    ids=["mixed", "even and trees", "even", "even and mixed", "trees"],
+)
+def test_bank_step_by_parts_equals_masks(model_dir: Path, trees: list[Tree]) -> None:
     spread = [Tree(t.prefix, t.branches, n % 3) for n, t in enumerate(trees)]
     found = []
     for by_parts in (True, False):

@@ -1,6 +1,7 @@
 """Packs of trees against the expanded rows, one by one: losses, gradients, scores; who may share a prefix."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,12 @@ def test_split_by_size_keeps_every_tree_and_the_limit() -> None:
     groups = split_by_size(trees, 50)
     assert sorted(id(t) for g in groups for t in g) == sorted(map(id, trees))
     assert all(len(g) == 1 or sum(t.read_tokens() for t in g) <= 50 for g in groups)
+
+
+def test_split_by_size_reads_few_adapters_in_a_pack() -> None:
+    trees = [replace(tree, slot=n % 3) for n, tree in enumerate([plain_row([5] * 9, [6] * 2)] * 30)]
+    groups = split_by_size(trees, 100)  # ten trees fill a pack, and an adapter has ten
+    assert [{t.slot for t in g} for g in groups] == [{0}, {1}, {2}]
 
 
 def test_step_batches_count_completions_and_keep_the_rest() -> None:
