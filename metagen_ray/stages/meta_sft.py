@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from metagen_ray.stages.meta_rows import epoch_trees
 from metagen_ray.stages.plan import Plan
 from metagen_ray.training.lanes import run_meta
+from metagen_ray.training.shelf import StoreShelf
 
 
 def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None]) -> None:
@@ -18,14 +19,18 @@ def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None])
         advance(percent - shown)
         shown = percent
 
+    recipe = study.meta_sft.recipe
+    laid = [epoch_trees(plan, epoch) for epoch in range(recipe.epochs)]
+    shelf = StoreShelf(context.store.root, plan.meta, sum(map(len, laid)))
     result = run_meta(
         context.base.directory,
-        lambda epoch: epoch_trees(plan, epoch),
-        study.meta_sft.recipe,
+        laid,
+        recipe,
         study.seed,
         study.resources,
         f"{study.run_name()}-meta",
         on_progress=on_step,
+        shelf=shelf,
     )
     record = {
         "settings": study.meta_sft.model_dump(mode="json"),
@@ -38,3 +43,4 @@ def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None])
         "versions": dict(versions),
     }
     context.store.put_files("meta_sft", plan.meta, result.files, record)
+    shelf.clear()

@@ -181,6 +181,19 @@ class Store:
         """Forget an artifact, so that it is made again; for --repair alone."""
         self._objects.delete(artifact_path(stage, key))
 
+    def discard(self, stage: str, key: str) -> None:
+        """Delete an artifact with its files; for checkpoints, whose files nobody else has."""
+        data = self._objects.read(artifact_path(stage, key))
+        self._objects.delete(artifact_path(stage, key))
+        if data is None or is_shard(data):
+            return
+        try:
+            blobs = decode_manifest(data).files.values()
+        except DamageError:
+            return
+        for digest in blobs:
+            self._objects.delete(blob_path(digest))
+
     def write_doc(self, path: str, data: bytes) -> None:
         """Put a document, over the one before; `path` is studies/<run>/..."""
         self._objects.replace(doc_path(path), data)

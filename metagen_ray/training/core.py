@@ -70,6 +70,10 @@ class Engine(Protocol):
         """A slot's adapter, fp32 under PEFT's names, on the CPU; every rank gets it."""
         ...
 
+    def any_rank(self, wanted: bool) -> bool:
+        """Whether any rank wants it; every rank asks, and all get the same answer."""
+        ...
+
 
 @dataclass(slots=True)
 class TrainLog:
@@ -137,10 +141,12 @@ def train_epochs(
     on_step: OnStep | None = None,
     after_epoch: Callable[[TrainLog], None] | None = None,
     resumed: TrainLog | None = None,
+    between: Callable[[TrainLog], None] | None = None,
 ) -> TrainLog:
     """Train one fresh adapter, one list of trees per epoch; raises as `train_bank`.
 
-    `after_epoch` gets the log so far. `resumed` is such a log: its epochs are skipped, on an engine that was restored.
+    `after_epoch` gets the log so far, `between` the same after every step that ends no epoch. `resumed` is such a log:
+    its steps are skipped, on an engine that was restored.
     """
     log = resumed or TrainLog()
     course = _Course(0, epochs, recipe, seed, log)
@@ -151,10 +157,13 @@ def train_epochs(
         _step(engine, [course])
         if on_step:
             on_step(len(log.losses), len(course.steps), log.losses[-1])
+        log.seconds = time.perf_counter() - start
         if len(log.losses) in course.ends:
-            log.epochs, log.seconds = course.ends.index(len(log.losses)) + 1, time.perf_counter() - start
+            log.epochs = course.ends.index(len(log.losses)) + 1
             if after_epoch:
                 after_epoch(log)
+        elif between:
+            between(log)
     return log
 
 

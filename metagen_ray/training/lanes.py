@@ -121,7 +121,7 @@ def run_meta(
 ) -> MetaResult:
     """Train one adapter data-parallel over `resources.meta_workers`; `epochs` gives the trees of each epoch.
 
-    With a `shelf` a later call goes on after the last whole epoch. StageError if the training fails for good.
+    With a `shelf` a later call goes on from the last stand. StageError if the training fails for good.
     """
     laid = [list(epochs(e) if callable(epochs) else epochs[e]) for e in range(recipe.epochs)]
     settings = {

@@ -59,6 +59,10 @@ class PlainEngine:
         """A slot's adapter under PEFT's names."""
         return self.model.slots[slot].named(self.model.flats[slot])
 
+    def any_rank(self, wanted: bool) -> bool:
+        """Itself: there is one rank."""
+        return wanted
+
 
 def slot_losses(loss_C: torch.Tensor, pack: Pack, tokens: Sequence[int]) -> torch.Tensor:
     """A pack's part of every slot's mean loss, [G]; `tokens` are those of the whole step by slot."""

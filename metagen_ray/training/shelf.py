@@ -1,38 +1,71 @@
 """Stands of a long training in a store, so that another process goes on. Knows no model and no Ray."""
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from metagen_ray.store import content_key, open_store
+from metagen_ray.errors import StoreError
+from metagen_ray.progress import say
+from metagen_ray.store import Store, content_key, open_store
+
+STAGE = "checkpoint"
+EVERY_S = 300.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoreShelf:
-    """Stands of one meta-SFT, one artifact per epoch under keys made of `key`; plain values that travel to workers."""
+    """Stands of one meta-SFT under keys made of `key` and the count of steps; plain values that travel to workers.
+
+    `steps` is how many the training has at most. The newest two stands are kept: one may be damaged.
+    """
 
     store_root: str
     key: str
-    epochs: int
-    stage: str = "checkpoint"
+    steps: int
+    every_s: float = EVERY_S
+    _saved: float | None = None  # on the clock of the process that saves
 
-    def save(self, epochs: int, files: Mapping[str, bytes]) -> None:
-        """Keep the stand after `epochs` epochs."""
-        open_store(self.store_root).put_files(
-            self.stage, self._name(epochs), files, {"meta": self.key, "epochs": epochs}
-        )
+    def due(self) -> bool:
+        """Whether `every_s` have gone by since the last stand, or since it was asked first."""
+        if self._saved is None:
+            self._saved = time.monotonic()
+        return time.monotonic() - self._saved >= self.every_s
+
+    def save(self, steps: int, files: Mapping[str, bytes]) -> None:
+        """Keep the stand after `steps` steps, and let go of all but the one before."""
+        store = open_store(self.store_root)
+        earlier = self._kept(store)
+        store.put_files(STAGE, self._name(steps), files, {"meta": self.key, "steps": steps})
+        self._saved = time.monotonic()
+        for name in earlier[1:]:
+            store.discard(STAGE, name)
 
     def load(self) -> dict[str, bytes] | None:
-        """Files of the latest stand."""
+        """Files of the latest stand that is whole."""
         store = open_store(self.store_root)
-        kept = store.keys(self.stage)
-        for epochs in range(self.epochs, 0, -1):
-            if self._name(epochs) in kept:
-                with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
-                    store.fetch_files(self.stage, self._name(epochs), Path(folder))
-                    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        for name in self._kept(store):
+            with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
+                try:
+                    store.fetch_files(STAGE, name, Path(folder))
+                except StoreError as error:
+                    say(f"meta_sft: a checkpoint cannot be read and is passed over: {error}")
+                    continue
+                return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         return None
 
-    def _name(self, epochs: int) -> str:
-        return content_key({"meta": self.key, "epochs": epochs})
+    def clear(self) -> None:
+        """Let go of all stands; the adapter is committed."""
+        store = open_store(self.store_root)
+        for name in self._kept(store):
+            store.discard(STAGE, name)
+
+    def _kept(self, store: Store) -> list[str]:
+        """Keys of the stands that are there, latest first."""
+        there = store.keys(STAGE)
+        names = (self._name(steps) for steps in range(self.steps, 0, -1)) if there else ()
+        return [name for name in names if name in there]
+
+    def _name(self, steps: int) -> str:
+        return content_key({"meta": self.key, "steps": steps})

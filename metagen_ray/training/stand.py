@@ -1,4 +1,4 @@
-"""A long training between two epochs, as files: what it needs to go on. Knows no store; the caller brings the shelf."""
+"""A long training between two steps, as files: what it needs to go on. Knows no store; the caller brings the shelf."""
 
 import json
 from collections.abc import Mapping
@@ -16,10 +16,14 @@ KEPT = "kept:"
 
 
 class Shelf(Protocol):
-    """Where stands are kept; the latest counts. Every rank loads, rank 0 saves."""
+    """Where stands are kept; the latest counts. Every rank loads; rank 0 asks whether one is due, and saves."""
 
-    def save(self, epochs: int, files: Mapping[str, bytes]) -> None:
-        """Keep the stand after `epochs` epochs."""
+    def due(self) -> bool:
+        """Whether the training should be saved now, also in the middle of an epoch."""
+        ...
+
+    def save(self, steps: int, files: Mapping[str, bytes]) -> None:
+        """Keep the stand after `steps` optimizer steps; earlier ones are not needed any more."""
         ...
 
     def load(self) -> Mapping[str, bytes] | None:
@@ -29,7 +33,7 @@ class Shelf(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """A training after some epochs, and the adapter it would hand out."""
+    """A training after some steps, and the adapter of the epoch it would hand out; `kept_epoch` 0 where none ended."""
 
     snapshot: Snapshot
     log: TrainLog

@@ -180,7 +180,7 @@ def train_meta(
 ) -> MetaResult:
     """One long training, fresh trees in every epoch; `keep_best` returns the epoch of the lowest inner loss.
 
-    With a `shelf` it is saved after every epoch, and goes on from what lies there.
+    With a `shelf` it is saved after every epoch and whenever the shelf says so, and goes on from what lies there.
     """
     if keep_best and not inner_trees:
         raise ValueError("keep_best chooses by the loss on inner_trees; give some")
@@ -189,7 +189,16 @@ def train_meta(
     if stand is not None:
         engine.restore(stand.snapshot, recipe.weight_decay)
     inner = stand.inner_losses if stand else []
-    kept = [(stand.kept_epoch, stand.kept)] if stand else []
+    kept = [(stand.kept_epoch, stand.kept)] if stand and stand.kept_epoch else []
+
+    def save(log: TrainLog) -> None:
+        now = Stand(engine.snapshot(), log, inner, *(kept[0] if kept else (0, {})))
+        if shelf and engine.rank == 0:
+            shelf.save(len(log.losses), now.files())
+
+    def between(log: TrainLog) -> None:
+        if shelf and engine.any_rank(engine.rank == 0 and shelf.due()):
+            save(log)
 
     def after_epoch(log: TrainLog) -> None:
         if inner_trees:
@@ -197,11 +206,9 @@ def train_meta(
         if not keep_best or not kept or inner[-1] <= min(inner):
             kept[:] = [(log.epochs, engine.adapter())]
         if shelf:
-            now = Stand(engine.snapshot(), log, inner, *kept[0])
-            if engine.rank == 0:
-                shelf.save(log.epochs, now.files())
+            save(log)
 
-    log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch, stand.log if stand else None)
+    log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch, stand.log if stand else None, between)
     epoch, adapter = kept[0]
     return MetaResult(trainer.files(adapter), epoch, log.losses, inner, log.tokens, log.seconds)
 

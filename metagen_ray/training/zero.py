@@ -77,6 +77,14 @@ class DeepSpeedEngine:
         """A slot's adapter under PEFT's names; ZeRO has gathered it after every step."""
         return self.model.slots[slot].named(self.model.flats[slot])
 
+    def any_rank(self, wanted: bool) -> bool:
+        """Whether any rank wants it."""
+        if self.world == 1:
+            return wanted
+        told = torch.tensor([float(wanted)], device=self.model.device)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return bool(told.item())
+
     def _spread_weights(self) -> None:
         """Bring ZeRO's own fp32 copies of this rank's parts in line with the adapters."""
         if self.zero_stage:

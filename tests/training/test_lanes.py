@@ -126,7 +126,7 @@ def test_meta_two_workers_equal_the_plain_engine_and_a_second_run_starts_from_th
     epochs, inner = [trees(1), trees(2)], trees(3)
     steps: list[tuple[int, int]] = []
     resources = Resources(meta_workers=2, cpus_per_worker=0.5, zero_stage=2)
-    shelf = StoreShelf(str(tmp_path / "store"), "b" * 64, META.epochs)
+    shelf = StoreShelf(str(tmp_path / "store"), "b" * 64, 1000)
     result = run_meta(
         model_dir, epochs.__getitem__, META, 3, resources, "test", inner, False,
         lambda step, total, loss: steps.append((step, total)), shelf,

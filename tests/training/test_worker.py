@@ -163,13 +163,16 @@ def test_train_meta_keeps_the_best_epoch_by_inner_loss(model_dir: Path) -> None:
     assert last.epoch == 4 and last.inner_losses == pytest.approx(best.inner_losses)
 
 
-def test_train_meta_stopped_between_epochs_goes_on_to_the_same_adapter(model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stopped", "every_s", "first"), [(4, 3600.0, 3), (4, 0.0, 4), (2, 0.0, 2), (2, 3600.0, 1)])
+def test_train_meta_stopped_goes_on_from_its_last_stand_to_the_same_adapter(
+    model_dir: Path, tmp_path: Path, stopped: int, every_s: float, first: int
+) -> None:
     epochs = [trees(e) for e in range(3)]
     whole = train_meta(trainer_at(model_dir, [LoraShape.of(META)]), epochs, META, 1, trees(9), keep_best=True)
-    shelf = StoreShelf(str(tmp_path / "store"), "a" * 64, META.epochs)
+    shelf = StoreShelf(str(tmp_path / "store"), "a" * 64, 1000, every_s)
 
     def stop(step: int, steps: int, loss: float) -> None:
-        if step == steps // 2 + 1:
+        if step == stopped:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -185,8 +188,22 @@ def test_train_meta_stopped_between_epochs_goes_on_to_the_same_adapter(model_dir
         lambda s, *_: steps.append(s),
         shelf,
     )
-    assert steps[0] > 1 and len(again.losses) == len(whole.losses)
+    assert steps[0] == first and len(again.losses) == len(whole.losses)
     assert again.losses == pytest.approx(whole.losses, abs=1e-6)
     assert again.inner_losses == pytest.approx(whole.inner_losses, abs=1e-6)
     ours, theirs = read_adapter(again.files), read_adapter(whole.files)
     assert max((ours[n] - theirs[n]).abs().max().item() for n in theirs) < 1e-6
+
+
+def test_shelf_keeps_two_stands_passes_over_a_damaged_one_and_clears_all(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    shelf = StoreShelf(str(root), "a" * 64, 1000)
+    for steps in (3, 5, 9):
+        shelf.save(steps, {"stand.json": str(steps).encode()})
+    blobs = sorted((root / "pool" / "blobs").iterdir())
+    assert len(list((root / "pool" / "checkpoint").iterdir())) == len(blobs) == 2
+    assert shelf.load() == {"stand.json": b"9"}
+    next(b for b in blobs if b.read_bytes() == b"9").unlink()
+    assert shelf.load() == {"stand.json": b"5"}
+    shelf.clear()
+    assert shelf.load() is None and not list((root / "pool" / "blobs").iterdir())
