@@ -1,4 +1,6 @@
-"""Run a study inside a Ray job: `ray job submit --working-dir . -- python jobs/study.py STUDY [--set KEY=VALUE]`.
+"""Run a study inside a Ray job.
+
+    ray job submit --working-dir . -- python jobs/study.py STUDY [--set KEY=VALUE]
 
 Takes what `metagen run` takes, and ends with its exit code.
 """

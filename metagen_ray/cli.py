@@ -7,11 +7,11 @@ holds the run · 130 interrupted.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metagen_ray.errors import InputError, UserError
+from metagen_ray.errors import InputError, MachineError, UserError
 from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
 
 QUIET = {
@@ -52,7 +52,13 @@ def _parser() -> argparse.ArgumentParser:
             _add_cost(sub)
         if name == "run":
             sub.add_argument("--address", help="Ray cluster to join; a local one is started otherwise")
+            sub.add_argument(
+                "--only", action="append", default=[], metavar="STEP", help="do this step alone; may be repeated"
+            )
             sub.add_argument("--repair", action="store_true", help="drop damaged shards and compute them again")
+    _add_submit(commands)
+    _add_doctor(commands)
+    _add_lasting(commands)
     for name, command, text in (
         ("status", _status, "how far a run is"),
         ("report", _report, "write a run's report again from its committed answers"),
@@ -69,6 +75,44 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands)
     _add_lab(commands)
     return parser
+
+
+def _add_submit(commands) -> None:
+    text = "run a study as a job of a cluster and follow it; a study that runs there already is followed"
+    sub = commands.add_parser("submit", help=text, description=text)
+    sub.add_argument("study", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
+    sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    sub.add_argument("--address", default=address, help=f"URL of the head's job API (default: {address})")
+    sub.add_argument("--python", default="python", help="Python on the head (default: python)")
+    sub.add_argument("--ship-code", action="store_true", help="send this package along, for nodes without it")
+    sub.add_argument("--env", action="append", default=[], metavar="KEY=VALUE", help="for the job; no secrets")
+    sub.add_argument("--no-follow", dest="follow", action="store_false", help="return once the job is submitted")
+    sub.set_defaults(command=_submit)
+
+
+def _add_lasting(commands) -> None:
+    """What outlives a command, and its end."""
+    text = "bring the app of a study up on a running cluster and leave it there"
+    sub = commands.add_parser("serve", help=text, description=text)
+    sub.add_argument("study", help=f"a preset ({', '.join(preset_names())}) or a YAML file")
+    sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    sub.add_argument("--address", help="Ray cluster (default: the one of this machine or job)")
+    sub.set_defaults(command=_serve)
+    text = "end what outlives a job on a cluster: the app and long-lived actors"
+    sub = commands.add_parser("down", help=text, description=text)
+    sub.add_argument("--address", help="Ray cluster (default: the one of this machine or job)")
+    sub.set_defaults(command=_down)
+
+
+def _add_doctor(commands) -> None:
+    text = "look at every node of a cluster: versions, store, token, ports, GPUs, disk; say what to change"
+    sub = commands.add_parser("doctor", help=text, description=text)
+    sub.add_argument("study", nargs="?", default="pocket", help="whose store and resources are tried (default: pocket)")
+    sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    sub.add_argument("--address", help="Ray cluster to look at; a local one is started otherwise")
+    sub.add_argument("--json", action="store_true", help="print everything that was found as JSON")
+    sub.set_defaults(command=_doctor)
 
 
 def _add_score(commands) -> None:
@@ -139,7 +183,7 @@ def _plan(options: argparse.Namespace) -> int:
     print(f"run {study.run_name()}  suite {study.suite} ({len(plan.context.active)} domains)  model {study.model}")
     halves = plan.context.halves
     print(f"meta-train {len(halves.meta_train)} domains, meta-eval {len(halves.meta_eval)}, seed {study.seed}")
-    _print_status(plan)
+    _print_plan(plan)
     if cost:
         from metagen_ray.stages.costs import cost_text
 
@@ -164,7 +208,7 @@ def _cost_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"gpu": gpu, "gpus": given.get("gpus", 1), "price": given.get("price"), "utilisation": utilisation}
 
 
-def _print_status(plan) -> None:
+def _print_plan(plan) -> None:
     from metagen_ray.stages.status import Status
 
     print(f"{'stage':20s} {'shards':>7s} {'done':>7s} {'missing':>8s} {'tokens left':>12s}  missing because")
@@ -180,13 +224,79 @@ def _run(options: argparse.Namespace) -> int:
     from metagen_ray.stages.driver import run_study
 
     study = load_study(options.study, options.overrides)
-    run_study(study, options.address, options.repair)
+    run_study(study, options.address, options.repair, options.only)
     return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from metagen_ray import cluster
+    from metagen_ray.stages import serve_app
+    from metagen_ray.stages.context import StudyContext
+    from metagen_ray.stages.plan import Plan
+
+    study = load_study(options.study, options.overrides)
+    cluster.connect(study, options.address or "auto")
+    app = serve_app.up(Plan(StudyContext(study)))
+    print(f"{app.url} serves {app.base_name} and adapters of {study.store}; its token lies in {app.token_path}")
+    print("it outlives this command; `metagen down` ends it")
+    return 0
+
+
+def _down(options: argparse.Namespace) -> int:
+    from metagen_ray import cluster
+
+    cluster.reach(options.address or "auto")
+    gone = cluster.take_down()
+    print("\n".join(gone) if gone else "nothing of metagen was left")
+    return 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from metagen_ray.submit import Job, parse_env, submit
+
+    job = Job(options.python, options.ship_code, parse_env(options.env))
+    return submit(load_study(options.study, options.overrides), options.address, job, options.follow)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import json
+
+    from metagen_ray import cluster, doctor
+
+    study = load_study(options.study, options.overrides)
+    cluster.reach(options.address)
+    nodes = doctor.collect(study.store)
+    found = doctor.findings(nodes, study.resources)
+    if options.json:
+        print(json.dumps(doctor.as_json(nodes, found), indent=1))
+    else:
+        print(doctor.table(nodes), *map(str, found), sep="\n")
+        print(f"{len(nodes)} nodes, {len(found)} findings" if found else f"{len(nodes)} nodes, nothing to change")
+    return MachineError.exit_code if doctor.any_wrong(found) else 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    _print_status(_plan_of(options.run, options.store))
+    from metagen_ray.stages.pulse import driver_line, read_pulse
+
+    plan = _plan_of(options.run, options.store)
+    pulse = read_pulse(plan.context.store, plan.study.run_name())
+    _print_status(plan, pulse["stages"] if pulse else {})
+    print(driver_line(pulse))
     return 0
+
+
+def _print_status(plan, told: Mapping[str, Any]) -> None:
+    """Shards as the store has them, pace and failures as the driver has told them last."""
+    from metagen_ray.stages.pulse import pace
+    from metagen_ray.stages.status import Status
+
+    print(f"{'stage':20s} {'shards':>7s} {'done':>7s} {'missing':>8s} {'failed':>7s} {'pace':>11s}  left")
+    for line in Status(plan).lines():
+        own = told.get(line.stage, {})
+        rate, left = pace(own, line.missing)
+        state = left if own.get("running") else ""
+        counts = f"{line.shards:7d} {line.done:7d} {line.missing:8d} {own.get('failed', 0):7d}"
+        print(f"{line.stage:20s} {counts} {rate:>11s}  {state}".rstrip())
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -17,13 +18,20 @@ OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
 GIB = 2**30
 REACH_S = 10.0
 SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
+NAMESPACE = "metagen"  # of the actors that outlive a job
 ASKER_CPUS = 0.1  # an actor that asks the app, and waits for it most of the time
 
 
 def connect(study: Study, address: str | None) -> None:
+    """Reach a cluster, and make sure that it can run the study; MachineError where it cannot."""
+    reach(address)
+    check_fit(study)
+
+
+def reach(address: str | None) -> None:
     """Join the cluster at `address`, or the one this job runs in, or start one on this machine.
 
-    MachineError where the versions differ or the machine is too small for the plan.
+    MachineError where there is none, or where its versions differ from ours.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -49,7 +57,6 @@ def connect(study: Study, address: str | None) -> None:
         raise MachineError(
             f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE"
         ) from None
-    check_fit(study)
 
 
 def _require_listener(address: str) -> None:
@@ -120,6 +127,22 @@ def _for_both(need: Resources, per_worker: float, per_replica: float, whole: boo
     if whole:  # a share of a device is a device that somebody else may use too
         per_worker, per_replica = math.ceil(per_worker), math.ceil(per_replica)
     return workers * per_worker + need.replicas * per_replica
+
+
+def take_down() -> list[str]:
+    """End the app and the long-lived actors of metagen on the connected cluster; says what was ended."""
+    from metagen_ray.serving import app  # not for those who only reach a cluster
+
+    gone = []
+    if app.is_up():
+        app.undeploy()
+        gone.append("app: ended")
+    named: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    for actor in named:
+        if actor["namespace"] == NAMESPACE:
+            ray.kill(ray.get_actor(actor["name"], NAMESPACE))
+            gone.append(f"actor {actor['name']}: ended")
+    return gone
 
 
 def token_file() -> str:

@@ -96,9 +96,14 @@ def undeploy() -> None:
         serve.shutdown()
 
 
+def is_up() -> bool:
+    """Whether the cluster has the app, in whatever state."""
+    return _serve_client() is not None and APP in serve.status().applications
+
+
 def undeploy_app() -> None:
     """End the app, also one that an earlier driver left; Serve goes on."""
-    if _serve_client() is not None and APP in serve.status().applications:
+    if is_up():
         serve.delete(APP)
 
 

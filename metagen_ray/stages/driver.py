@@ -10,7 +10,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from metagen_ray import cluster
+from metagen_ray.errors import InputError
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
 from metagen_ray.stages.accounts import close_ledger
@@ -26,6 +27,7 @@ from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.meter import Meter, gpus_of
 from metagen_ray.stages.plan import Ask, Plan
+from metagen_ray.stages.pulse import Pulse
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
 from metagen_ray.study import Study
@@ -37,8 +39,9 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarr
 
 @dataclass
 class Ledger:
-    """Seconds and figures by stage; stands beside the results."""
+    """Seconds and figures by stage; stands beside the results. The pulse tells others of them meanwhile."""
 
+    pulse: Pulse
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @contextmanager
@@ -51,8 +54,12 @@ class Ledger:
             self.stages[name] = {"seconds": round(time.monotonic() - began, 2), **figures}
 
 
-def run_study(study: Study, address: str | None = None, repair_damage: bool = False) -> str:
-    """Run a study to its report; returns the run's name. What is in the store already is not computed again."""
+def run_study(study: Study, address: str | None = None, repair_damage: bool = False, only: Sequence[str] = ()) -> str:
+    """Run a study to its report; returns the run's name. What is in the store already is not computed again.
+
+    `only` names the STEPS that are done, all by default; the report follows where nothing is missing then. InputError
+    where a step waits for another that is neither done nor named.
+    """
     plan = Plan(StudyContext(study))
     store, run = plan.context.store, study.run_name()
     owner = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
@@ -61,11 +68,13 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         if repair_damage:
             for line in repair(plan):
                 say(f"repair: dropped {line}")
-        ledger, present = Ledger(), Status(plan).present
-        _compute(plan, ledger, address, lease.check)
-        with ledger.stage("analyse and report"):
-            write_study_report(plan, versions(), ledger.stages)
-        lines = close_ledger(plan, ledger.stages, present)
+        with Pulse(store, run, owner) as pulse:
+            ledger, present = Ledger(pulse), Status(plan).present
+            _compute(plan, ledger, address, lease.check, only)
+            if not only or Status(plan).complete():
+                with ledger.stage("analyse and report"):
+                    write_study_report(plan, versions(), ledger.stages)
+            lines = close_ledger(plan, ledger.stages, present)
     for line in lines:
         say(line)
     _say_spared(ledger)
@@ -77,20 +86,37 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[], None]) -> None:
+def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[], None], only: Sequence[str]) -> None:
     status = Status(plan)
+    _check_inputs(status, only)
     _write_index(plan)
     if status.complete():
         return
     with ledger.stage("connect"):
         cluster.connect(plan.study, address)
-    side_by_side = cluster.overlaps(plan.study)
+    side_by_side = not only and cluster.overlaps(plan.study)
     with _Serving(plan, ledger) as app:
         if side_by_side:
             _side_by_side(plan, status, ledger, app, check)
-        for step in (_train, _truth, _untrained, _meta, _predict):
-            check()
-            step(plan, Status(plan), ledger, app)
+        for name, step in STEPS.items():
+            if not only or name in only:
+                check()
+                step(plan, Status(plan), ledger, app)
+
+
+def _check_inputs(status: Status, only: Sequence[str]) -> None:
+    """Refuse steps that would find nothing to read."""
+    unknown = [name for name in only if name not in STEPS]
+    if unknown:
+        raise InputError(f"no step {unknown[0]!r}; there are {', '.join(STEPS)}")
+    missing = {line.stage: line.missing for line in status.lines()}
+    for name in only:
+        for needed, stages in NEEDS[name].items():
+            left = sum(missing[stage] for stage in stages)
+            if left and needed not in only:
+                raise InputError(
+                    f"step {name} waits for {left} shards of {needed}; run that step first, or name it too"
+                )
 
 
 def _say_spared(ledger: Ledger) -> None:
@@ -151,7 +177,7 @@ def _train(
     if not missing:
         return
 
-    meter = _meter(plan, "object_sft", len(missing))
+    meter = _meter(plan, ledger, "object_sft", len(missing))
 
     def on_outcome(outcome: object_sft.Outcome) -> None:
         progress.advance()
@@ -175,7 +201,7 @@ def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Non
 
 def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
     if plan.meta not in status.present["meta_sft"]:
-        meter = _meter(plan, "meta_sft", 1)
+        meter = _meter(plan, ledger, "meta_sft", 1)
 
         def on_percent(count: int = 1) -> None:
             progress.advance(count)
@@ -195,7 +221,7 @@ def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) 
     if not missing:
         return
     address = app()
-    meter = _meter(plan, name, len(missing))
+    meter = _meter(plan, ledger, name, len(missing))
     with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
         answers.run_asks(plan, missing, address, versions(), _counted(figures, progress, meter))
 
@@ -208,9 +234,21 @@ def _judged(
         return
     address = app()
     name = f"judge {part}"
-    meter = _meter(plan, name, len(missing))
+    meter = _meter(plan, ledger, name, len(missing))
     with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
         judge.run_judge(plan, missing, address, versions(), _counted(figures, progress, meter, wanted))
+
+
+STEPS = {"object_sft": _train, "ground_truth": _truth, "untrained": _untrained, "meta_sft": _meta, "predict": _predict}
+# What a step reads, by the step that makes it, and the stages that then have nothing missing.
+TRUTH = {"ground_truth": ("ground_truth", "judge truth")}
+NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "object_sft": {},
+    "ground_truth": {"object_sft": ("object_sft",)},
+    "untrained": {},
+    "meta_sft": TRUTH,
+    "predict": {"meta_sft": ("meta_sft",)},
+}
 
 
 def _hands(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Callable[[], None]) -> Hands:
@@ -241,7 +279,7 @@ class _Batches:
 
     def __init__(self, plan: Plan, ledger: Ledger, name: str, total: int) -> None:
         self._ledger, self._name, self._left = ledger, name, total
-        self._meter = _meter(plan, name, total)
+        self._meter = _meter(plan, ledger, name, total)
         self._open = ExitStack()
         self._figures: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -264,8 +302,8 @@ class _Batches:
                 self._open.close()
 
 
-def _meter(plan: Plan, stage: str, shards: int) -> Meter:
-    return Meter(plan.study.run_name(), stage, shards, gpus_of(stage, plan.study.resources))
+def _meter(plan: Plan, ledger: Ledger, stage: str, shards: int) -> Meter:
+    return Meter(plan.study.run_name(), stage, shards, gpus_of(stage, plan.study.resources), ledger.pulse)
 
 
 def _counted(

@@ -205,6 +205,10 @@ class Store:
             raise StoreError(f"there is no document {self._objects.where(path)}; check the name of the run")
         return data
 
+    def delete_doc(self, path: str) -> None:
+        """Remove a document, if it is there."""
+        self._objects.delete(doc_path(path))
+
     def list_docs(self, prefix: str) -> list[str]:
         """Paths of all documents below a folder (studies/, studies/<run>), sorted."""
         folder = prefix.rstrip("/")

@@ -1,0 +1,13 @@
+"""Look at every node of a cluster and say what to change.
+
+    ray job submit -- python jobs/doctor.py STUDY [--set KEY=VALUE]
+
+Takes what `metagen doctor` takes, and ends with its exit code.
+"""
+
+import sys
+
+from metagen_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["doctor", *sys.argv[1:]]))

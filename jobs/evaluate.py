@@ -1,0 +1,13 @@
+"""Predict, judge and report a study, inside a Ray job.
+
+    ray job submit -- python jobs/evaluate.py STUDY [--set KEY=VALUE]
+
+Takes what `metagen run` takes, and ends with its exit code.
+"""
+
+import sys
+
+from metagen_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "--only", "untrained", "--only", "predict", *sys.argv[1:]]))

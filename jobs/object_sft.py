@@ -1,0 +1,13 @@
+"""Train the adapters that a study is missing, inside a Ray job.
+
+    ray job submit -- python jobs/object_sft.py STUDY [--set KEY=VALUE]
+
+Takes what `metagen run` takes, and ends with its exit code.
+"""
+
+import sys
+
+from metagen_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", "--only", "object_sft", *sys.argv[1:]]))
