@@ -1,17 +1,18 @@
 """metagen: the only place that parses arguments. Owns commands, their output and exit codes; computes nothing itself.
 
 Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 store · 4 machine or cluster · 5 a stage failed · 7 another driver
-holds the run · 130 interrupted.
+holds the run · 130 interrupted · 143 ended by SIGTERM.
 """
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metagen_ray.errors import InputError, MachineError, UserError
+from metagen_ray.errors import InputError, MachineError, Terminated, UserError
 from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
 
 QUIET = {
@@ -27,14 +28,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options = _parser().parse_args(arguments)
+    earlier = signal.signal(signal.SIGTERM, _terminate)
     try:
         return options.command(options) or 0
     except UserError as error:
         print(f"metagen: {error}", file=sys.stderr)
         return error.exit_code
+    except Terminated as ended:
+        print("metagen: ended by SIGTERM; what was done is kept, run the same command to go on", file=sys.stderr)
+        sys.stdout.flush()
+        os._exit(ended.exit_code)  # threads that still wait for a cluster would hold the process
     except KeyboardInterrupt:
         print("metagen: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what ends in order is not interrupted
+    raise Terminated
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,12 @@ class UserError(Exception):
     exit_code = 1
 
 
+class Terminated(BaseException):
+    """SIGTERM has come; Ray gives a job 3 s from here. Nothing waits any longer."""
+
+    exit_code = 143
+
+
 class InputError(UserError):
     """The study, the suite, an argument or a file of the user is wrong."""
 

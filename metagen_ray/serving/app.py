@@ -101,10 +101,10 @@ def is_up() -> bool:
     return _serve_client() is not None and APP in serve.status().applications
 
 
-def undeploy_app() -> None:
+def undeploy_app(wait: bool = True) -> None:
     """End the app, also one that an earlier driver left; Serve goes on."""
     if is_up():
-        serve.delete(APP)
+        serve.delete(APP, _blocking=wait)
 
 
 def build(spec: ServingSpec, token_file: str) -> serve.Application:

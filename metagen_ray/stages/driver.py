@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from metagen_ray import cluster
-from metagen_ray.errors import InputError
+from metagen_ray.errors import InputError, Terminated
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
 from metagen_ray.stages.accounts import close_ledger
@@ -150,9 +150,11 @@ class _Serving:
     def __enter__(self) -> "_Serving":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown()
-        serve_app.down()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the app; in a hurry without waiting for it, or for its start."""
+        hurry = kind is Terminated
+        self._threads.shutdown(wait=not hurry, cancel_futures=hurry)
+        serve_app.down(hurry)
 
     def __call__(self) -> AppAddress:
         """The app's address, once it answers. Raises what its start raised."""

@@ -2,7 +2,7 @@
 
 import logging
 
-from metagen_ray.serving.app import ServingSpec, deploy, undeploy
+from metagen_ray.serving.app import ServingSpec, deploy, undeploy, undeploy_app
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.context import ENGINE_RANKS
 from metagen_ray.stages.plan import Plan
@@ -15,9 +15,9 @@ def up(plan: Plan) -> AppAddress:
     return AppAddress(app.url, app.token_file, app.model_name)
 
 
-def down() -> None:
-    """End the app."""
-    undeploy()
+def down(hurry: bool = False) -> None:
+    """End the app, and Serve with it; in a hurry the app alone, without waiting until it has ended."""
+    undeploy_app(wait=False) if hurry else undeploy()
 
 
 def spec(plan: Plan) -> ServingSpec:

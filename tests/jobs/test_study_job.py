@@ -1,4 +1,4 @@
-"""`ray job submit` against a head that demands a token: the study succeeds, and a failing stage fails the job."""
+"""Jobs on a head that demands a token: followed, stopped, step by step, refused; and what outlives them."""
 
 import os
 import secrets
@@ -81,17 +81,91 @@ def submit(env: dict[str, str], store: Path, *settings: str) -> subprocess.Compl
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=420)
 
 
-def test_job_with_token_succeeds(head, tmp_path):
-    done = submit(head, tmp_path)
+def metagen(env: dict[str, str], *arguments: str, limit_s: float = 420) -> subprocess.CompletedProcess:
+    """The command line, from another place than the cluster's."""
+    command = [sys.executable, "-m", "metagen_ray.cli", *arguments]
+    env = {**env, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd="/tmp", env=env, capture_output=True, text=True, timeout=limit_s)
+
+
+def submit_arguments(env: dict[str, str], store: Path, *settings: str) -> list[str]:
+    chosen = [a for s in (*SMALL, f"store={store}", *settings) for a in ("--set", s)]
+    return ["submit", "pocket", "--address", env["RAY_API_SERVER_ADDRESS"], "--python", sys.executable, *chosen]
+
+
+def test_submit_follows_a_study_to_its_end_and_gives_back_its_exit_code(head, tmp_path):
+    done = metagen(head, *submit_arguments(head, tmp_path / "good"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "succeeded" in done.stdout
+    assert "submitted metagen-pocket-" in done.stdout and "report: " in done.stdout
+    failed = metagen(
+        head, *submit_arguments(head, tmp_path / "good", "judge.min_mass=0.9999999", "judge.max_unscored=0")
+    )
+    assert failed.returncode == 5 and "produced no number" in failed.stdout
+    told = metagen(head, "status", "pocket", "--store", str(tmp_path / "good"))
+    assert "no driver has written here" in told.stdout  # the preset itself is another run
+    (run,) = [p.name for p in (tmp_path / "good" / "studies").iterdir() if (p / "report" / "index.html").exists()]
+    told = metagen(head, "status", run, "--store", str(tmp_path / "good"))
+    assert ": finished (last word" in told.stdout
+
+
+def test_submit_twice_is_one_job_and_a_stopped_one_ends_within_seconds_and_goes_on(head, tmp_path):
+    arguments = submit_arguments(head, tmp_path)
+    first = metagen(head, *arguments, "--no-follow")
+    assert first.returncode == 0, first.stderr
+    again = metagen(head, *arguments, "--no-follow")
+    name = first.stdout.split()[1]
+    assert first.stdout.startswith("submitted") and again.stdout.startswith(f"joined {name}")
+    end = time.monotonic() + 240
+    while not list(tmp_path.glob("pool/object_sft/*")) and time.monotonic() < end:
+        time.sleep(1)
+    stopped = time.monotonic()
+    subprocess.run([BIN / "ray", "job", "stop", name], env=head, check=True, capture_output=True)
+    assert time.monotonic() - stopped < 10
+    (run,) = [path.name for path in (tmp_path / "studies").iterdir()]
+    assert "ended: Terminated" in metagen(head, "status", run, "--store", str(tmp_path)).stdout
+    assert not list(tmp_path.glob("tmp/*.tmp"))
+    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}
+    done = metagen(head, *arguments)
+    assert done.returncode == 0 and f"submitted {name}-2" in done.stdout, done.stdout[-3000:]
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}.items()
+
+
+def test_steps_one_by_one_give_the_study_and_one_too_early_is_refused(head, tmp_path):
+    chosen = [a for s in (*SMALL, f"store={tmp_path}") for a in ("--set", s)]
+
+    def step(script: str) -> subprocess.CompletedProcess:
+        command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, f"jobs/{script}.py"]
+        return subprocess.run(
+            [*command, "pocket", *chosen], cwd=ROOT, env=head, capture_output=True, text=True, timeout=420
+        )
+
+    early = step("ground_truth")
+    assert early.returncode != 0 and "step ground_truth waits for 4 shards of object_sft" in early.stdout
+    for script in ("object_sft", "ground_truth", "meta_sft"):
+        done = step(script)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert not list(tmp_path.glob("studies/*/report/index.html"))
+    assert step("evaluate").returncode == 0
     assert list(tmp_path.glob("studies/*/report/index.html"))
 
 
-def test_job_whose_stage_fails_exits_non_zero(head, tmp_path):
-    done = submit(head, tmp_path, "judge.min_mass=0.9999999", "judge.max_unscored=0")
-    assert done.returncode != 0
-    assert "produced no number" in done.stdout
+def test_doctor_and_serve_and_down_on_a_real_head(head, tmp_path):
+    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable]
+    chosen = [a for s in (*SMALL, f"store={tmp_path}") for a in ("--set", s)]
+
+    def job(script: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [*command, f"jobs/{script}.py", *arguments], cwd=ROOT, env=head, capture_output=True, text=True, timeout=420
+        )
+
+    told = job("doctor", "pocket", *chosen, "--json")
+    assert told.returncode == 0, told.stdout[-3000:]
+    assert '"token": "private"' in told.stdout and '"findings": []' in told.stdout
+    up = job("serve", "pocket", *chosen)
+    assert up.returncode == 0 and " serves " in up.stdout, up.stdout[-3000:]
+    down = job("down")
+    assert down.returncode == 0 and "app: ended" in down.stdout, down.stdout[-3000:]
+    assert "nothing of metagen was left" in job("down").stdout
 
 
 def test_job_without_token_is_refused(head, tmp_path):
