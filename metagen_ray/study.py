@@ -7,6 +7,7 @@ fingerprint; where and with what it is computed (`resources`, `store`) and what 
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources as package_files
 from pathlib import Path
@@ -18,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from metagen_ray.errors import InputError
 
 UNFINGERPRINTED = ("name", "store", "resources")
+STUDY_BYTES = 1_000_000
 
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Recipe(Section):
@@ -278,15 +280,19 @@ def _presets():
 def _read_source(source: str) -> str:
     if source in preset_names():
         return (_presets() / f"{source}.yaml").read_text(encoding="utf-8")
-    path = Path(source)
+    path, shown = Path(source), reprlib.repr(source)
     if path.suffix in {".yaml", ".yml"}:
         try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{source}: cannot read the study ({error}); give a YAML file or a preset") from None
+            with path.open("rb") as file:
+                text = file.read(STUDY_BYTES + 1)
+            if len(text) > STUDY_BYTES:
+                raise InputError(f"{shown}: larger than {STUDY_BYTES:,} bytes; a study is a page of settings")
+            return text.decode("utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{shown}: cannot read the study ({error}); give a YAML file or a preset") from None
     near = difflib.get_close_matches(source, preset_names(), n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise InputError(f"unknown preset {source!r}; shipped are {', '.join(preset_names())}{hint}")
+    raise InputError(f"unknown preset {shown}; shipped are {', '.join(preset_names())}{hint}")
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -300,8 +306,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override!r}: {parent!r} is a value, not a section")
     try:
         values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override!r}: {text!r} is not a YAML value; quote it") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise InputError(f"--set {reprlib.repr(override)}: not a YAML value; quote it") from None
 
 
 def _explain(error: Any) -> str:
@@ -311,7 +317,7 @@ def _explain(error: Any) -> str:
         near = difflib.get_close_matches(path[-1], _known_keys(path[:-1]), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(_known_keys(path[:-1]))}"
         return f"unknown key {where!r}{hint}"
-    shown = repr(error.get("input"))
+    shown = reprlib.repr(error.get("input"))  # whole, a few lines of YAML aliases would fill the memory
     return f"{where}: {error['msg']}" + (f" (got {shown[:60]})" if path else "")
 
 

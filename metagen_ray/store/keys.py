@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 BLOBS = "blobs"
-_STAGE = re.compile(r"[a-z_]+")
+_STAGE = re.compile(r"[a-z_]{1,64}")
 _KEY = re.compile(r"[0-9a-f]{64}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 

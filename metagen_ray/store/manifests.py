@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from metagen_ray.store.keys import canonical_json, plain_path
+from metagen_ray.store.keys import canonical_json, is_key, plain_path
 from metagen_ray.store.shards import DamageError, seal, unseal
 
 
@@ -38,6 +38,8 @@ def decode_manifest(data: bytes) -> Manifest:
     try:
         files = {plain_path(name): str(digest) for name, digest in box["files"].items()}
         record = dict(box["record"])
+        if not all(map(is_key, files.values())):  # a digest becomes a path
+            raise ValueError("a digest is 64 hex digits")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DamageError("it is no manifest of files: another program wrote it") from None
     if record.get("digest") != _digest(files):
