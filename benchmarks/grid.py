@@ -1,9 +1,9 @@
 """Row 3: answers of the grid, from the served app as a study asks it, against two other ways to get them.
 
-Sixteen adapters, each asked 80 questions with 2 samples of at most 24 tokens: a shard of a study. One peer is stock
-transformers and PEFT: `set_adapter`, then `generate` on left-padded batches of the size that is fastest here. The other
-is the same app with a request for every question, 64 of them in flight; it is asked a part of the grid, since HTTP
-alone takes it minutes.
+Sixteen adapters, each asked 80 questions with 2 samples of at most 24 tokens: a shard of a study. One process asks two
+replicas, where a study has a process for each. One peer is stock transformers and PEFT: `set_adapter`, then `generate`
+on left-padded batches of the size that is fastest here. The other is the same app with a request for every question, 64
+of them in flight; it is asked a part of the grid, since HTTP alone takes it minutes.
 """
 
 import asyncio
@@ -29,12 +29,14 @@ from metagen_ray.prompts import Renderer
 from metagen_ray.serving.app import App, ServingSpec, deploy, undeploy
 from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Completion, Limits
+from metagen_ray.stages.answers import IN_FLIGHT
 from metagen_ray.store import content_key, open_store
-from metagen_ray.study import Recipe
+from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.lora import Adapter
 
 ADAPTERS, EVAL_DOMAINS, SAMPLES, ANSWER_TOKENS = 16, 20, 2, 24
-SHARDS_AT_ONCE = 2  # a study's clients
+REPLICAS = 2  # of one thread each, as `pocket_full` has them on two cores; the peer in torch has both cores, too
+RESOURCES = Resources(replicas=REPLICAS)
 SINGLE_IN_FLIGHT = 64
 SINGLE_SHARE = 4  # of the adapters, one in so many is asked question by question
 BATCHES = (16, 40, 80)
@@ -71,6 +73,8 @@ def _size(base: Base, room: Path, options: Options) -> list[Row]:
         "base",
         str(room / f"store-{base.size}"),
         requests_per_replica=2 * SINGLE_IN_FLIGHT,  # a study's 6 would hold back the peer that sends single questions
+        replicas=REPLICAS,
+        cpus_per_replica=0.9,
         threads=1,
     )
     app = deploy(spec, room / "token")
@@ -137,9 +141,10 @@ def _compare(base: Base, grid: Grid, app: App, options: Options) -> list[Row]:
 
 
 async def _served(app: App, grid: Grid) -> list[list[list[Completion]]]:
-    """As a study asks: shards of one adapter each, two at a time, many prompts a request."""
-    slots = asyncio.Semaphore(SHARDS_AT_ONCE)
-    async with Client(app.url, read_token(app.token_file)) as client:
+    """As a study asks: shards of one adapter each, several at a time, many prompts a request."""
+    slots = asyncio.Semaphore(RESOURCES.asked_at_once)
+    limits = Limits(RESOURCES.prompts_per_request, in_flight=IN_FLIGHT * RESOURCES.asked_at_once)
+    async with Client(app.url, read_token(app.token_file), limits) as client:
 
         async def shard(key: str) -> list[list[Completion]]:
             async with slots:
