@@ -1,7 +1,7 @@
 """metagen: the only place that parses arguments. Owns commands, their output and exit codes; computes nothing itself.
 
-Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 store · 4 machine or cluster · 5 a stage failed · 7 another driver
-holds the run · 130 interrupted · 143 ended by SIGTERM.
+Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 store · 4 machine or cluster · 5 a stage failed · 6 done but for
+some shards · 7 another driver holds the run · 130 interrupted · 143 ended by SIGTERM.
 """
 
 import argparse

@@ -3,6 +3,10 @@
 A message says what is wrong, where, and what to do. The CLI prints it as one line and exits with the class's code.
 """
 
+from collections.abc import Mapping
+
+SYSTEMIC = 4  # so many failed shards, and most of a pass: the app, the store or the recipe is broken
+
 
 class UserError(Exception):
     """Base of all errors that are shown without a traceback."""
@@ -38,6 +42,28 @@ class StageError(UserError):
     """A stage ran and failed."""
 
     exit_code = 5
+
+
+class ShardsFailed(StageError):
+    """Some shards of a pass failed, all others are done.
+
+    `reasons` by key; `systemic` where most failed, so that it is not a matter of single shards.
+    """
+
+    def __init__(self, what: str, reasons: Mapping[str, str], total: int) -> None:
+        self.reasons = dict(reasons)
+        self.systemic = len(reasons) >= SYSTEMIC and 2 * len(reasons) > total
+        key, reason = next(iter(reasons.items()))
+        super().__init__(
+            f"{what}: {len(reasons)} of {total} failed; the first, {key[:12]}: {reason}. "
+            "What was done is kept; run again to do the rest"
+        )
+
+
+class PartialError(UserError):
+    """The study has its report, but some shards were given up."""
+
+    exit_code = 6
 
 
 class LeaseError(UserError):

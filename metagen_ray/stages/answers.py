@@ -75,6 +75,7 @@ def worker_arguments(
         "app": asdict(app),
         "versions": dict(versions),
         "earlier": dict(earlier),
+        "given_up": plan.given_up,
     }
 
 
@@ -90,9 +91,10 @@ class AnswerWorker:
         app: Mapping[str, str],
         versions: Mapping[str, str],
         earlier: Mapping[str, Any],
+        given_up: frozenset[str] = frozenset(),
     ) -> None:
         self.study: Study = study_from(study, "study")
-        self.plan = Plan(StudyContext(self.study))
+        self.plan = Plan(StudyContext(self.study), given_up)
         self.app = AppAddress(**app)
         self.versions = dict(versions)
         self.earlier = dict(earlier)

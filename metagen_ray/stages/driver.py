@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from metagen_ray import cluster
-from metagen_ray.errors import InputError, Terminated
+from metagen_ray import cluster, metrics
+from metagen_ray.errors import InputError, PartialError, ShardsFailed, Terminated
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
 from metagen_ray.stages.accounts import close_ledger
@@ -26,12 +26,13 @@ from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.meter import Meter, gpus_of
-from metagen_ray.stages.plan import Ask, Plan
+from metagen_ray.stages.plan import AdapterShard, Ask, JudgeShard, Plan
 from metagen_ray.stages.pulse import Pulse
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
 from metagen_ray.study import Study
 
+ATTEMPTS, BACKOFF_S = 3, 2.0  # of a shard in one run
 LEASE_TTL_S = 40.0  # a renewal waits for the disk; a loaded one has taken 15 s
 LEASE_WAIT_S = 50.0  # a killed driver's lease runs out meanwhile
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow")
@@ -43,6 +44,7 @@ class Ledger:
 
     pulse: Pulse
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    given_up: dict[tuple[str, str], str] = field(default_factory=dict)  # (stage, key) -> why
 
     @contextmanager
     def stage(self, name: str) -> Iterator[dict[str, float]]:
@@ -52,6 +54,10 @@ class Ledger:
             yield figures
         finally:
             self.stages[name] = {"seconds": round(time.monotonic() - began, 2), **figures}
+
+    def given_up_lines(self) -> list[str]:
+        """What was given up and why, for a person."""
+        return [f"{stage} {key[:12]}: {reason}" for (stage, key), reason in self.given_up.items()]
 
 
 def run_study(study: Study, address: str | None = None, repair_damage: bool = False, only: Sequence[str] = ()) -> str:
@@ -70,14 +76,20 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
                 say(f"repair: dropped {line}")
         with Pulse(store, run, owner) as pulse:
             ledger, present = Ledger(pulse), Status(plan).present
-            _compute(plan, ledger, address, lease.check, only)
-            if not only or Status(plan).complete():
+            kept = _compute(plan, ledger, address, lease.check, only)
+            _write_given_up(plan, ledger)
+            if not only or Status(kept).complete():
                 with ledger.stage("analyse and report"):
-                    write_study_report(plan, versions(), ledger.stages)
-            lines = close_ledger(plan, ledger.stages, present)
+                    write_study_report(kept, versions(), ledger.stages, ledger.given_up_lines())
+            lines = close_ledger(kept, ledger.stages, present)
     for line in lines:
         say(line)
     _say_spared(ledger)
+    if ledger.given_up:
+        raise PartialError(
+            f"{run}: {len(ledger.given_up)} shards were given up after {ATTEMPTS} attempts; the report goes without "
+            f"them and what needs them. The first: {ledger.given_up_lines()[0]}. Run again to try them once more"
+        )
     return run
 
 
@@ -86,22 +98,29 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[], None], only: Sequence[str]) -> None:
+def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[], None], only: Sequence[str]) -> Plan:
+    """Do what is missing; returns the plan without what was given up on the way."""
     status = Status(plan)
     _check_inputs(status, only)
     _write_index(plan)
     if status.complete():
-        return
+        return plan
     with ledger.stage("connect"):
         cluster.connect(plan.study, address)
     side_by_side = not only and cluster.overlaps(plan.study)
     with _Serving(plan, ledger) as app:
         if side_by_side:
-            _side_by_side(plan, status, ledger, app, check)
+            try:
+                _side_by_side(plan, status, ledger, app, check)
+            except ShardsFailed as error:
+                if error.systemic:
+                    raise
+                say(f"{error}; going on step by step")
         for name, step in STEPS.items():
             if not only or name in only:
                 check()
-                step(plan, Status(plan), ledger, app)
+                plan = step(plan, Status(plan), ledger, app)
+    return plan
 
 
 def _check_inputs(status: Status, only: Sequence[str]) -> None:
@@ -117,6 +136,50 @@ def _check_inputs(status: Status, only: Sequence[str]) -> None:
                 raise InputError(
                     f"step {name} waits for {left} shards of {needed}; run that step first, or name it too"
                 )
+
+
+def _write_given_up(plan: Plan, ledger: Ledger) -> None:
+    """`given_up.json` of the run: what this run has given up, by stage and key; none where all was done."""
+    path, store = f"studies/{plan.study.run_name()}/given_up.json", plan.context.store
+    if not ledger.given_up:
+        store.delete_doc(path)
+        return
+    by_stage: dict[str, dict[str, str]] = {}
+    for (stage, key), reason in ledger.given_up.items():
+        by_stage.setdefault(stage, {})[key] = reason
+    store.write_doc(path, json.dumps(by_stage, indent=1).encode())
+
+
+def _patiently(
+    plan: Plan,
+    ledger: Ledger,
+    stage: str,
+    missing: Sequence[Any],
+    work: Callable[[list[Any]], None],
+    needed: bool = False,
+) -> Plan:
+    """Do shards, those that fail again, at most ATTEMPTS times; returns the plan without the ones that fail for good.
+
+    Raises ShardsFailed instead where most fail, which is not a matter of shards, and where all are `needed`.
+    """
+    left = list(missing)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            work(left)
+            return plan
+        except ShardsFailed as error:
+            reasons = error.reasons
+            left = [shard for shard in left if shard.key in reasons]
+            if error.systemic or (needed and attempt == ATTEMPTS):
+                raise
+        if attempt == ATTEMPTS:
+            break
+        say(f"{stage}: {len(left)} failed, again ({attempt} of {ATTEMPTS}); {next(iter(reasons.values()))}")
+        metrics.count("metagen_retries", len(left), run=plan.study.run_name(), stage=stage)
+        time.sleep(BACKOFF_S * 2 ** (attempt - 1))
+    say(f"{stage}: {len(left)} given up after {ATTEMPTS} attempts")
+    ledger.given_up |= {(stage, key): reason for key, reason in reasons.items()}
+    return plan.without(reasons)
 
 
 def _say_spared(ledger: Ledger) -> None:
@@ -174,34 +237,37 @@ def _side_by_side(plan: Plan, status: Status, ledger: Ledger, app: _Serving, che
 
 def _train(
     plan: Plan, status: Status, ledger: Ledger, app: _Serving, arrived: Callable[[str], None] = lambda key: None
-) -> None:
+) -> Plan:
     missing = status.missing("object_sft", (*plan.adapters, *plan.second_adapters))
     if not missing:
-        return
+        return plan
 
     meter = _meter(plan, ledger, "object_sft", len(missing))
 
     def on_outcome(outcome: object_sft.Outcome) -> None:
-        progress.advance()
-        meter.outcome(outcome.ok, {})
-        if outcome.ok:
+        if outcome.ok:  # else it is tried again
+            progress.advance()
+            meter.outcome(True, {})
             arrived(outcome.key)
 
+    def work(left: list[AdapterShard]) -> None:
+        object_sft.run(plan, left, versions(), on_outcome)
+
     with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
-        object_sft.run(plan, missing, versions(), on_outcome)
+        return _failed_too(meter, plan, _patiently(plan, ledger, "object_sft", missing, work))
 
 
-def _truth(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
-    _asked(plan, ledger, app, "ground_truth", status.missing("ground_truth", plan.truth))
-    _judged(plan, ledger, app, "truth", status)
+def _truth(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
+    plan = _asked(plan, ledger, app, "ground_truth", status.missing("ground_truth", plan.truth))
+    return _judged(plan, ledger, app, "truth", status)
 
 
-def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
-    _asked(plan, ledger, app, "predict untrained", status.missing("predict", plan.untrained))
-    _judged(plan, ledger, app, "untrained", status)
+def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
+    plan = _asked(plan, ledger, app, "predict untrained", status.missing("predict", plan.untrained))
+    return _judged(plan, ledger, app, "untrained", status)
 
 
-def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
+def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
     if plan.meta not in status.present["meta_sft"]:
         meter = _meter(plan, ledger, "meta_sft", 1)
 
@@ -212,33 +278,51 @@ def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
         with ledger.stage("meta_sft"), Progress("meta_sft", 100, "percent") as progress:
             meta_sft.run(plan, versions(), on_percent)
         meter.outcome(True, {})
+    return plan
 
 
-def _predict(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> None:
-    _asked(plan, ledger, app, "predict meta", status.missing("predict", plan.predictions))
-    _judged(plan, ledger, app, "meta", status)
+def _predict(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
+    plan = _asked(plan, ledger, app, "predict meta", status.missing("predict", plan.predictions))
+    return _judged(plan, ledger, app, "meta", status)
 
 
-def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) -> None:
+def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) -> Plan:
     if not missing:
-        return
+        return plan
     address = app()
     meter = _meter(plan, ledger, name, len(missing))
     with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
-        answers.run_asks(plan, missing, address, versions(), _counted(figures, progress, meter))
+        on_outcome = _counted(figures, progress, meter)
+
+        def work(left: list[Ask]) -> None:
+            answers.run_asks(plan, left, address, versions(), on_outcome)
+
+        return _failed_too(meter, plan, _patiently(plan, ledger, name, missing, work))
+
+
+def _failed_too(meter: Meter, before: Plan, after: Plan) -> Plan:
+    """The plan that is left; what was given up is told as failed."""
+    for _ in after.given_up - before.given_up:
+        meter.outcome(False, {})
+    return after
 
 
 def _judged(
     plan: Plan, ledger: Ledger, app: _Serving, part: str, status: Status, wanted: Callable[[], None] = lambda: None
-) -> None:
+) -> Plan:
     missing = status.missing("judge", plan.judged[part])
     if not missing:
-        return
+        return plan
     address = app()
     name = f"judge {part}"
     meter = _meter(plan, ledger, name, len(missing))
     with ledger.stage(name) as figures, Progress(name, len(missing)) as progress:
-        judge.run_judge(plan, missing, address, versions(), _counted(figures, progress, meter, wanted))
+        on_outcome = _counted(figures, progress, meter, wanted)
+
+        def work(left: list[JudgeShard]) -> None:
+            judge.run_judge(plan, left, address, versions(), on_outcome)
+
+        return _patiently(plan, ledger, name, missing, work, needed=True)  # a judge that cannot grade ends the study
 
 
 STEPS = {"object_sft": _train, "ground_truth": _truth, "untrained": _untrained, "meta_sft": _meta, "predict": _predict}
@@ -272,8 +356,11 @@ def _hands(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Cal
         check()
         _meta(plan, Status(plan), ledger, app)
 
+    def train(arrived: Callable[[str], None]) -> None:
+        _train(plan, status, ledger, app, arrived)
+
     check()
-    return Hands(lambda arrived: _train(plan, status, ledger, app, arrived), ask, graded, meta)
+    return Hands(train, ask, graded, meta)
 
 
 class _Batches:
@@ -312,8 +399,9 @@ def _counted(
     figures: dict[str, float], progress: Progress, meter: Meter, wanted: Callable[[], None] = lambda: None
 ) -> Callable[[dict[str, Any]], None]:
     def on_outcome(outcome: dict[str, Any]) -> None:
-        progress.advance()
-        meter.outcome(not outcome["reason"], outcome["figures"])
+        if not outcome["reason"]:  # else it is tried again
+            progress.advance()
+            meter.outcome(True, outcome["figures"])
         for name, value in outcome["figures"].items():
             figures[name] = figures.get(name, 0) + value
         wanted()

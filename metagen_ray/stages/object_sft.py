@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from metagen_ray.errors import StageError
+from metagen_ray.errors import ShardsFailed
 from metagen_ray.stages.object_rows import domain_rows
 from metagen_ray.stages.plan import AdapterShard, Plan
 from metagen_ray.training.lanes import run_lanes
@@ -13,7 +13,7 @@ from metagen_ray.training.worker import AdapterJob, Outcome
 def run(
     plan: Plan, shards: Sequence[AdapterShard], versions: Mapping[str, str], on_outcome: Callable[[Outcome], None]
 ) -> None:
-    """Train and commit every adapter; StageError names the first that failed, after all others are done.
+    """Train and commit every adapter; ShardsFailed if some failed, after all others are done.
 
     `on_outcome` is called for each as it ends, by when a good one stands in the store.
     """
@@ -31,13 +31,9 @@ def run(
         f"{study.run_name()}-object",
         on_outcome,
     )
-    failed = [(s, o) for s, o in zip(shards, outcomes, strict=True) if not o.ok]
+    failed = {s.key: f"{s.domain}: {o.reason}" for s, o in zip(shards, outcomes, strict=True) if not o.ok}
     if failed:
-        shard, outcome = failed[0]
-        raise StageError(
-            f"object_sft: {len(failed)} of {len(shards)} adapters failed; the first, {shard.domain} "
-            f"({shard.key[:12]}): {outcome.reason}. What was done is kept; run again to do the rest"
-        )
+        raise ShardsFailed("object_sft, adapters", failed, len(shards))
 
 
 def domain_trees(plan: Plan, domain: str) -> list[Tree]:

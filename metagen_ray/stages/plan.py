@@ -57,28 +57,34 @@ class JudgeShard:
 
 
 class Plan:
-    """All shards of a study. `context` decides everything; nothing is read from the store."""
+    """All shards of a study. `context` decides everything; nothing is read from the store.
 
-    def __init__(self, context: StudyContext) -> None:
+    `given_up`: keys of shards that failed for good. They are left out, and with an adapter all that it would answer.
+    """
+
+    def __init__(self, context: StudyContext, given_up: frozenset[str] = frozenset()) -> None:
         self.context = context
+        self.given_up = given_up
         self.study = context.study
 
     @cached_property
     def adapters(self) -> tuple[AdapterShard, ...]:
         """The object-SFTs of the ground truth."""
-        return tuple(self._adapter(d, self.study.truth_seed) for d in self.context.active)
+        made = (self._adapter(d, self.study.truth_seed) for d in self.context.active)
+        return tuple(a for a in made if a.key not in self.given_up)
 
     @cached_property
     def second_adapters(self) -> tuple[AdapterShard, ...]:
         """Object-SFTs with another seed, for the ceiling that seed noise sets."""
         chosen = self.context.active[: self.study.second_seed_domains]
-        return tuple(self._adapter(d, self.study.truth_seed + 1_000_003) for d in chosen)
+        made = (self._adapter(d, self.study.truth_seed + 1_000_003) for d in chosen)
+        return tuple(a for a in made if a.key not in self.given_up)
 
     @cached_property
     def truth(self) -> tuple[Ask, ...]:
         """Ground truth: every adapter asked every block."""
         first = self._grid_of(TRUTH, self.adapters)
-        return first + self._grid_of(SECOND, self.second_adapters)
+        return self._kept(first + self._grid_of(SECOND, self.second_adapters))
 
     @cached_property
     def untrained(self) -> tuple[Ask, ...]:
@@ -87,7 +93,7 @@ class Plan:
         for k in dict.fromkeys((self.study.context.k, *self.study.predict.untrained_k)):
             name = UNTRAINED if k == self.study.context.k else f"{UNTRAINED} k={k}"
             asks += self._icl(name, None, {d.id: d.id for d in self.context.active}, k, self.study.predict.samples)
-        return tuple(asks)
+        return self._kept(asks)
 
     @cached_property
     def meta(self) -> str:
@@ -112,9 +118,11 @@ class Plan:
         """Predictions of the meta-trained model, and of the same model shown another domain's examples."""
         ids = [d.id for d in self.context.active]
         own, k = {i: i for i in ids}, self.study.context.k
-        return (
-            *self._icl(META, self.meta, own, k, self.study.predict.samples),
-            *self._icl(SCRAMBLED, self.meta, scrambled(ids, self.study.seed), k, self.study.samples),
+        return self._kept(
+            (
+                *self._icl(META, self.meta, own, k, self.study.predict.samples),
+                *self._icl(SCRAMBLED, self.meta, scrambled(ids, self.study.seed), k, self.study.samples),
+            )
         )
 
     @cached_property
@@ -128,6 +136,13 @@ class Plan:
                 for n, block in enumerate(self.context.blocks)
             )
         return passes
+
+    def without(self, keys: Iterable[str]) -> "Plan":
+        """The same plan with further shards given up."""
+        return Plan(self.context, self.given_up | frozenset(keys))
+
+    def _kept(self, asks: Iterable[Ask]) -> tuple[Ask, ...]:
+        return tuple(a for a in asks if a.key not in self.given_up and a.adapter not in self.given_up)
 
     def prompts(self, ask: Ask) -> list[Prompt]:
         """The prompts of an answer shard, prefixes together."""

@@ -22,11 +22,16 @@ from metagen_ray.view.tables import Example, ReportTables, ShownAnswer
 EXAMPLES_PER_QUADRANT = 6
 
 
-def write_study_report(plan: Plan, versions: Mapping[str, str], seconds: Mapping[str, Mapping[str, float]]) -> Analysis:
+def write_study_report(
+    plan: Plan,
+    versions: Mapping[str, str],
+    seconds: Mapping[str, Mapping[str, float]],
+    given_up: Sequence[str] = (),
+) -> Analysis:
     """Analyse the committed answers, write `report/` of the run and print its table."""
     answers = read_answers(plan)
     analysis, exact = analyse_forms(plan, answers)
-    tables = _tables(plan, answers, analysis, exact, versions, seconds)
+    tables = _tables(plan, answers, analysis, exact, versions, seconds, given_up)
     files = write_report(tables)
     files["answers.parquet"] = _parquet(plan, answers)
     if tables.exact is not None:
@@ -48,6 +53,7 @@ def _tables(
     exact: Analysis | None,
     versions: Mapping[str, str],
     seconds: Mapping[str, Mapping[str, float]],
+    given_up: Sequence[str],
 ) -> ReportTables:
     study, suite = plan.study, plan.context.suite
     return ReportTables(
@@ -63,7 +69,7 @@ def _tables(
         examples=_examples(plan, answers),
         versions=versions,
         seconds={name: figures["seconds"] for name, figures in seconds.items()},
-        notes=[_judged_note(answers)],
+        notes=[_judged_note(answers), *(f"given up, its cells are missing here: {line}" for line in given_up)],
         exact=exact,
         judge_agreement=judge_agreement(answers) if exact else {},
     )

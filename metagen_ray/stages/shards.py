@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import ray
 
 from metagen_ray.cluster import ASKER_CPUS
-from metagen_ray.errors import StageError, UserError
+from metagen_ray.errors import ShardsFailed, UserError
 from metagen_ray.study import Resources
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def run_shards(
 ) -> None:
     """Do every row (a dict with a `key`) and report each outcome as it comes.
 
-    Raises StageError after all others are done if some failed, naming the first.
+    Raises ShardsFailed after all others are done if some failed.
     """
     if not rows:
         return
@@ -72,17 +72,13 @@ def run_shards(
         ),
         num_cpus=ASKER_CPUS,
     )
-    failed = []
+    failed: dict[str, str] = {}
     for outcome in dataset.iter_rows():
         on_outcome(outcome)
         if outcome["reason"]:
-            failed.append(outcome)
+            failed[outcome["key"]] = outcome["reason"]
     if failed:
-        first = failed[0]
-        raise StageError(
-            f"{what}: {len(failed)} of {len(rows)} shards failed; the first, {first['key'][:12]}: {first['reason']}. "
-            "What was done is kept; run again to do the rest"
-        )
+        raise ShardsFailed(f"{what}, shards", failed, len(rows))
 
 
 def _quiet() -> None:

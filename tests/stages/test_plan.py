@@ -142,3 +142,16 @@ def test_base_model_spoilt_is_refused(tmp_path, base_dir, spoil, words):
     spoil(copy)
     with pytest.raises(InputError, match=words):
         find_base(str(copy))
+
+
+def test_plan_without_an_adapter_or_a_shard_leaves_out_what_needs_them_and_nothing_else(plan_of):
+    plan = plan_of()
+    adapter, shard = plan.adapters[0], plan.truth[-1]
+    left = plan.without([adapter.key]).without([shard.key])
+    assert left.given_up == {adapter.key, shard.key}
+    assert set(plan.adapters) - set(left.adapters) == {adapter}
+    gone = {a.key for a in plan.truth} - {a.key for a in left.truth}
+    assert gone == {shard.key, *(a.key for a in plan.truth if a.adapter == adapter.key)}
+    assert left.untrained == plan.untrained
+    kept = {key for shards in left.judged.values() for s in shards for _, key in s.answers}
+    assert not kept & gone
