@@ -3,7 +3,9 @@
 import math
 import os
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ def reach(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address:
         _require_listener(address)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -57,6 +60,8 @@ def reach(address: str | None) -> None:
         raise MachineError(
             f"no cluster at {address}: {_line(error)}; check the address, the token and RAY_AUTH_MODE"
         ) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in the place, which waits for everything
 
 
 def _require_listener(address: str) -> None:
