@@ -292,7 +292,7 @@ def _token_state(path: Path) -> str:
 
 def _try_store(root: str) -> tuple[float | None, str]:
     """Seconds to write a small document and read it back; or why that fails."""
-    began, path = time.monotonic(), f"studies/doctor-{uuid.uuid4().hex[:8]}/probe.txt"
+    began, path = time.monotonic(), f"studies/doctor/{uuid.uuid4().hex}.txt"
     try:
         store = open_store(root)
         store.write_doc(path, b"probe")

@@ -5,8 +5,6 @@ A message says what is wrong, where, and what to do. The CLI prints it as one li
 
 from collections.abc import Mapping
 
-SYSTEMIC = 4  # so many failed shards, and most of a pass: the app, the store or the recipe is broken
-
 
 class UserError(Exception):
     """Base of all errors that are shown without a traceback."""
@@ -45,14 +43,10 @@ class StageError(UserError):
 
 
 class ShardsFailed(StageError):
-    """Some shards of a pass failed, all others are done.
-
-    `reasons` by key; `systemic` where most failed, so that it is not a matter of single shards.
-    """
+    """Some shards of a pass failed, all others are done. `reasons` by key."""
 
     def __init__(self, what: str, reasons: Mapping[str, str], total: int) -> None:
         self.reasons = dict(reasons)
-        self.systemic = len(reasons) >= SYSTEMIC and 2 * len(reasons) > total
         key, reason = next(iter(reasons.items()))
         super().__init__(
             f"{what}: {len(reasons)} of {total} failed; the first, {key[:12]}: {reason}. "

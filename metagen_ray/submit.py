@@ -5,6 +5,7 @@ Nothing travels but the resolved study (and, if wished, this package); no token 
 """
 
 import asyncio
+import itertools
 import re
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from metagen_ray.study import Study
 
 RUN = "metagen_run"  # the metadata by which a run's jobs are found
 LOST_S = 600.0  # without a word from the head for so long, following ends
+NAMES = 100  # that somebody else may have taken
 RETRY_S = (0.5, 1, 2, 5)
 STOPPED = 130
 SECRET = re.compile(r"token|secret|password|credential|private|(?:^|_)key(?:$|_)", re.IGNORECASE)
@@ -48,11 +50,10 @@ def submit(study: Study, address: str, job: Job = Job(), follow: bool = True) ->
     if not follow:
         return 0
     try:
-        asyncio.run(_print_log(client, name))
+        return exit_code(asyncio.run(_print_log(client, name)))
     except KeyboardInterrupt:
         say(f"{name} goes on; follow it with the same command, end it with `ray job stop {name}`")
         return STOPPED
-    return exit_code(client.get_job_info(name))
 
 
 def connect(address: str) -> Any:
@@ -118,12 +119,11 @@ def _submitted(client: Any, study: Study, job: Job) -> tuple[str, bool]:
         runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": dict(job.env or {})}
         if job.ship_code:
             runtime_env["py_modules"] = [str(Path(metagen_ray.__file__).parent)]
-        while True:
-            earlier = [j for j in client.list_jobs() if (j.metadata or {}).get(RUN) == run]
-            alive = [j.submission_id for j in earlier if not j.status.is_terminal()]
+        earlier, alive = _jobs_of(client, run)
+        for number in itertools.count(earlier + 1):
             if alive:
-                return alive[0], True
-            name = f"metagen-{run}" if not earlier else f"metagen-{run}-{len(earlier) + 1}"
+                return alive, True
+            name = f"metagen-{run}" + (f"-{number}" if number > 1 else "")
             try:
                 client.submit_job(
                     entrypoint=f"{job.python} -m metagen_ray.cli run study.yaml",
@@ -133,13 +133,22 @@ def _submitted(client: Any, study: Study, job: Job) -> tuple[str, bool]:
                 )
                 return name, False
             except RuntimeError as error:
-                if "already exists" not in str(error):  # another was faster: join it
+                if "already exists" not in str(error) or number > earlier + NAMES:
                     raise MachineError(f"the head takes no job: {_line(error)}") from None
+            _, alive = _jobs_of(client, run)  # another was faster, or the name is somebody else's
+    raise AssertionError("names do not end")
 
 
-async def _print_log(client: Any, name: str) -> None:
-    """Print the job's log to its end, from where it was when the stream broke."""
-    printed, heard, attempt = 0, time.monotonic(), 0
+def _jobs_of(client: Any, run: str) -> tuple[int, str]:
+    """How many jobs a run has had, and the one that is alive, or ""."""
+    jobs = [j for j in client.list_jobs() if (j.metadata or {}).get(RUN) == run]
+    return len(jobs), next((j.submission_id for j in jobs if not j.status.is_terminal()), "")
+
+
+async def _print_log(client: Any, name: str) -> Any:
+    """Print the job's log to its end, from where it was when the stream broke; returns how the job ended."""
+    printed, attempt = 0, 0
+    lost: float | None = None  # since when nothing comes from the head
     while True:
         seen = 0
         try:
@@ -149,11 +158,13 @@ async def _print_log(client: Any, name: str) -> None:
                 printed = max(printed, seen)
                 sys.stdout.write(fresh)
                 sys.stdout.flush()
-                heard, attempt = time.monotonic(), 0
-            if client.get_job_info(name).status.is_terminal():
-                return
+                lost, attempt = None, 0
+            info, lost = client.get_job_info(name), None
+            if info.status.is_terminal():
+                return info
         except (RuntimeError, ConnectionError, OSError, TimeoutError) as error:
-            if time.monotonic() - heard > LOST_S:
+            lost = lost or time.monotonic()
+            if time.monotonic() - lost > LOST_S:
                 raise MachineError(
                     f"no word of {name} for {LOST_S:.0f} s ({_line(error)}); it may still run: submit again to follow"
                 ) from None

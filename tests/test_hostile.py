@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from metagen_ray.cli import main
 from metagen_ray.errors import InputError, StoreError, UserError
-from metagen_ray.stages.pulse import read_pulse
+from metagen_ray.stages.pulse import driver_line, pace, read_pulse
 from metagen_ray.store import open_store
 from metagen_ray.store.keys import artifact_path, doc_path, lease_folder, mark_path, plain_path
 from metagen_ray.store.manifests import blob_digest, decode_manifest, encode_manifest
@@ -341,9 +341,19 @@ def test_fuzz_any_value_of_a_setting_is_taken_or_an_input_error(name: str, value
     assert study_from(parse_yaml(study.to_yaml(), "again"), "again") == study
 
 
-@given(st.binary(max_size=200) | st.builds(lambda v: json.dumps(v).encode(), VALUES))
-@settings(max_examples=100, deadline=None)
+STAGE = st.fixed_dictionaries({n: VALUES for n in ("planned", "done", "failed", "seconds", "running")})
+PULSE = {"driver": VALUES, "state": VALUES, "stages": VALUES | st.dictionaries(st.text(max_size=4), VALUES | STAGE)}
+WRITTEN = VALUES | st.sampled_from(["2026-11-25T20:00:00+00:00", "2026-11-25", "0001-01-01T00:00:00+00:00"])
+
+
+@given(
+    st.binary(max_size=99) | st.fixed_dictionaries({**PULSE, "written": WRITTEN}).map(lambda v: json.dumps(v).encode())
+)
+@settings(max_examples=300, deadline=None)
 def test_fuzz_pulse_is_read_or_none(tmp_path_factory: pytest.TempPathFactory, content: bytes):
     store = open_store(str(tmp_path_factory.getbasetemp() / "fuzzed"))
     store.write_doc("studies/run-1/pulse.json", content)
-    assert read_pulse(store, "run-1") is None or content
+    told = read_pulse(store, "run-1")
+    assert driver_line(told)
+    for stage in (told or {"stages": {}})["stages"].values():
+        assert len(pace(stage, 3)) == 2

@@ -68,6 +68,28 @@ def test_submit_a_head_that_stays_silent_is_given_up_with_what_to_do(study, monk
         played(Head(tails=[[ConnectionError("gone")]] * 3), study, monkeypatch)
 
 
+def test_submit_a_log_that_was_silent_for_long_and_then_breaks_is_taken_up(study, monkeypatch, capsys):
+    now = iter(range(0, 10_000, 500))  # each look at the clock is 500 s later
+    monkeypatch.setattr(submitting, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    tails = [["one\n"], [ConnectionError("gone")], ["one\n"], [ConnectionError("gone")], ["one\ntwo\n"]]
+    assert played(Head(tails=tails), study, monkeypatch) == 0
+    assert capsys.readouterr().out.endswith("one\ntwo\n")
+
+
+def test_submit_takes_the_next_name_where_somebody_else_has_it(study, monkeypatch):
+    head = Head()
+    taken, given = {f"metagen-{study.run_name()}", f"metagen-{study.run_name()}-2"}, []
+
+    def refuse_taken(**job: Any) -> None:
+        given.append(job["submission_id"])
+        if job["submission_id"] in taken:
+            raise RuntimeError(f"Job with submission_id {job['submission_id']} already exists")
+
+    monkeypatch.setattr(head, "submit_job", refuse_taken)
+    assert played(head, study, monkeypatch, follow=False) == 0
+    assert given == [f"metagen-{study.run_name()}{end}" for end in ("", "-2", "-3")]
+
+
 def test_submit_is_one_job_for_one_study(study, monkeypatch):
     other = SimpleNamespace(submission_id="raysubmit_1", status=JobStatus.RUNNING, metadata=None)
     head = Head([other, job(study, JobStatus.FAILED)], [["done\n"]])

@@ -10,14 +10,14 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from metagen_ray import cluster, metrics
+from metagen_ray import cluster
 from metagen_ray.errors import InputError, PartialError, ShardsFailed, Terminated
 from metagen_ray.progress import Progress, say
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
@@ -26,13 +26,13 @@ from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.meter import Meter, gpus_of
+from metagen_ray.stages.patience import ATTEMPTS, patiently
 from metagen_ray.stages.plan import AdapterShard, Ask, JudgeShard, Plan
 from metagen_ray.stages.pulse import Pulse
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
 from metagen_ray.study import Study
 
-ATTEMPTS, BACKOFF_S = 3, 2.0  # of a shard in one run
 LEASE_TTL_S = 40.0  # a renewal waits for the disk; a loaded one has taken 15 s
 LEASE_WAIT_S = 50.0  # a killed driver's lease runs out meanwhile
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow")
@@ -113,9 +113,8 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
             try:
                 _side_by_side(plan, status, ledger, app, check)
             except ShardsFailed as error:
-                if error.systemic:
-                    raise
                 say(f"{error}; going on step by step")
+            ledger.given_up.clear()  # each step tries what is left once more, and decides
         for name, step in STEPS.items():
             if not only or name in only:
                 check()
@@ -148,38 +147,6 @@ def _write_given_up(plan: Plan, ledger: Ledger) -> None:
     for (stage, key), reason in ledger.given_up.items():
         by_stage.setdefault(stage, {})[key] = reason
     store.write_doc(path, json.dumps(by_stage, indent=1).encode())
-
-
-def _patiently(
-    plan: Plan,
-    ledger: Ledger,
-    stage: str,
-    missing: Sequence[Any],
-    work: Callable[[list[Any]], None],
-    needed: bool = False,
-) -> Plan:
-    """Do shards, those that fail again, at most ATTEMPTS times; returns the plan without the ones that fail for good.
-
-    Raises ShardsFailed instead where most fail, which is not a matter of shards, and where all are `needed`.
-    """
-    left = list(missing)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            work(left)
-            return plan
-        except ShardsFailed as error:
-            reasons = error.reasons
-            left = [shard for shard in left if shard.key in reasons]
-            if error.systemic or (needed and attempt == ATTEMPTS):
-                raise
-        if attempt == ATTEMPTS:
-            break
-        say(f"{stage}: {len(left)} failed, again ({attempt} of {ATTEMPTS}); {next(iter(reasons.values()))}")
-        metrics.count("metagen_retries", len(left), run=plan.study.run_name(), stage=stage)
-        time.sleep(BACKOFF_S * 2 ** (attempt - 1))
-    say(f"{stage}: {len(left)} given up after {ATTEMPTS} attempts")
-    ledger.given_up |= {(stage, key): reason for key, reason in reasons.items()}
-    return plan.without(reasons)
 
 
 def _say_spared(ledger: Ledger) -> None:
@@ -254,16 +221,19 @@ def _train(
         object_sft.run(plan, left, versions(), on_outcome)
 
     with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
-        return _failed_too(meter, plan, _patiently(plan, ledger, "object_sft", missing, work))
+        whole = len(plan.adapters) + len(plan.second_adapters)
+        lost = patiently(plan.study.run_name(), "object_sft", missing, whole, work)
+    return _without(plan, ledger, meter, "object_sft", lost)
 
 
 def _truth(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
-    plan = _asked(plan, ledger, app, "ground_truth", status.missing("ground_truth", plan.truth))
+    plan = _asked(plan, ledger, app, "ground_truth", status.missing("ground_truth", plan.truth), len(plan.truth))
     return _judged(plan, ledger, app, "truth", status)
 
 
 def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
-    plan = _asked(plan, ledger, app, "predict untrained", status.missing("predict", plan.untrained))
+    missing = status.missing("predict", plan.untrained)
+    plan = _asked(plan, ledger, app, "predict untrained", missing, len(plan.untrained))
     return _judged(plan, ledger, app, "untrained", status)
 
 
@@ -282,11 +252,12 @@ def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
 
 
 def _predict(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
-    plan = _asked(plan, ledger, app, "predict meta", status.missing("predict", plan.predictions))
+    missing = status.missing("predict", plan.predictions)
+    plan = _asked(plan, ledger, app, "predict meta", missing, len(plan.predictions))
     return _judged(plan, ledger, app, "meta", status)
 
 
-def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) -> Plan:
+def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list[Ask], whole: int) -> Plan:
     if not missing:
         return plan
     address = app()
@@ -297,14 +268,16 @@ def _asked(plan: Plan, ledger: Ledger, app: _Serving, name: str, missing: list) 
         def work(left: list[Ask]) -> None:
             answers.run_asks(plan, left, address, versions(), on_outcome)
 
-        return _failed_too(meter, plan, _patiently(plan, ledger, name, missing, work))
+        lost = patiently(plan.study.run_name(), name, missing, whole, work)
+    return _without(plan, ledger, meter, name, lost)
 
 
-def _failed_too(meter: Meter, before: Plan, after: Plan) -> Plan:
-    """The plan that is left; what was given up is told as failed."""
-    for _ in after.given_up - before.given_up:
+def _without(plan: Plan, ledger: Ledger, meter: Meter, stage: str, lost: Mapping[str, str]) -> Plan:
+    """The plan without what was given up, which is told and kept for the report."""
+    for key, reason in lost.items():
         meter.outcome(False, {})
-    return after
+        ledger.given_up[stage, key] = reason
+    return plan.without(lost)
 
 
 def _judged(
@@ -322,7 +295,10 @@ def _judged(
         def work(left: list[JudgeShard]) -> None:
             judge.run_judge(plan, left, address, versions(), on_outcome)
 
-        return _patiently(plan, ledger, name, missing, work, needed=True)  # a judge that cannot grade ends the study
+        lost = patiently(plan.study.run_name(), name, missing, len(plan.judged[part]), work)
+    if lost:  # a judge that cannot grade ends the study
+        raise ShardsFailed(f"{name}, shards", lost, len(missing))
+    return plan
 
 
 STEPS = {"object_sft": _train, "ground_truth": _truth, "untrained": _untrained, "meta_sft": _meta, "predict": _predict}

@@ -87,11 +87,15 @@ class Pulse:
 
 
 def read_pulse(store: Store, run: str) -> dict[str, Any] | None:
-    """The last pulse of a run; None where there is none, or none that can be read."""
+    """The last pulse of a run; None where there is none, or none that a driver wrote."""
     try:
         found = json.loads(store.read_doc(pulse_path(run)))
-        return found if isinstance(found["stages"], dict) and isinstance(found["driver"], str) else None
-    except (StoreError, ValueError, KeyError, TypeError):
+        age = datetime.now(UTC) - datetime.fromisoformat(found["written"])
+        stages = [StagePulse(**told) for told in found["stages"].values()]
+        numbers = [n for t in stages for n in (t.planned, t.done, t.failed, t.seconds)]
+        sound = all(isinstance(n, int | float) and 0 <= n < 1e12 for n in [*numbers, abs(age.total_seconds())])
+        return found if sound and all(isinstance(found[name], str) for name in ("driver", "state")) else None
+    except (StoreError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -173,4 +173,6 @@ def test_job_without_token_is_refused(head, tmp_path):
     bare |= {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
     done = submit(bare, tmp_path)
     assert done.returncode != 0
+    refused = metagen(bare, *submit_arguments(bare, tmp_path))
+    assert refused.returncode == 4 and "oken" in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
     assert not list(tmp_path.glob("studies/*"))
