@@ -71,7 +71,7 @@ test: lint
 	$(BIN)/pytest -m "not slow and not gpu"
 
 test-slow: setup
-	$(BIN)/pytest -m "slow and not gpu"
+	$(BIN)/pytest -m "slow and not gpu" --durations=20
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

@@ -4,7 +4,8 @@
 #   cluster/local.sh up [WORKERS [CPUS]]     a head without work, two workers of one CPU each, and `out`, outside of it
 #   cluster/local.sh run NODE COMMAND ...    run something on a node: head, w1, w2, ... or out
 #   cluster/local.sh kill NODE               end every process of a node at once, as a power cut does
-#   cluster/local.sh start NODE              start a worker again
+#   cluster/local.sh start NODE              start a node again
+#   cluster/local.sh wait COUNT              return once so many nodes are alive
 #   cluster/local.sh link NODE up|down       plug a node's network in or out
 #   cluster/local.sh down                    end and remove all of it, and nothing else
 #
@@ -133,6 +134,7 @@ case $verb in
     run) [ $# -ge 2 ] || fail "run NODE COMMAND ..."; address "$1" > /dev/null; inside "$@" ;;
     kill) end_node "${1:?NODE}" ;;
     start) start_node "${1:?NODE}" ;;
+    wait) wait_for "${1:?COUNT}" ;;
     link) ip link set "$NAME-${1:?NODE}" "${2:?up or down}" ;;
-    *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -242,13 +242,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from metagen_ray import cluster
+    from metagen_ray import cluster, nodes
     from metagen_ray.stages import serve_app
     from metagen_ray.stages.context import StudyContext
     from metagen_ray.stages.plan import Plan
 
     study = load_study(options.study, options.overrides)
-    cluster.connect(study, options.address or "auto")
+    cluster.reach(options.address or "auto")
+    nodes.hold(study.resources, [nodes.SERVE], [nodes.SERVE])
     app = serve_app.up(Plan(StudyContext(study)))
     print(f"{app.url} serves {app.base_name} and adapters of {study.store}; its token lies in {app.token_path}")
     print("it outlives this command; `metagen down` ends it")

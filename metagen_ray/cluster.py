@@ -14,20 +14,14 @@ import ray
 import ray.exceptions
 
 from metagen_ray.errors import MachineError
+from metagen_ray.nodes import ASKER_CPUS, GIB, autoscales, release
 from metagen_ray.study import Resources, Study
 
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
-GIB = 2**30
 REACH_S = 10.0
-SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
 NAMESPACE = "metagen"  # of the actors that outlive a job
-ASKER_CPUS = 0.1  # an actor that asks the app, and waits for it most of the time
-
-
-def connect(study: Study, address: str | None) -> None:
-    """Reach a cluster, and make sure that it can run the study; MachineError where it cannot."""
-    reach(address)
-    check_fit(study)
+LOOPBACK = "127.0.0.1"
+HEAD = "node:__internal_head__"  # a resource that only the head node has
 
 
 def reach(address: str | None) -> None:
@@ -77,28 +71,6 @@ def _require_listener(address: str) -> None:
         raise MachineError(f"no cluster at {address}: {error}; check the address") from None
 
 
-def check_fit(study: Study) -> None:
-    """Refuse a plan that the cluster cannot run: too few CPUs or GPUs in all, too little memory on every node."""
-    need, have = study.resources, ray.cluster_resources()
-    workers = max(need.lanes * need.workers_per_lane, need.meta_workers)
-    # The app stays up while meta-SFT trains, so both must fit at once.
-    cpus = need.replicas * need.cpus_per_replica + workers * need.cpus_per_worker
-    cpus += need.askers * ASKER_CPUS + SMALL_PARTS_CPUS
-    gpus = need.replicas * need.gpus_per_replica + workers * need.gpus_per_worker
-    for kind, wanted, key in (("CPUs", cpus, "CPU"), ("GPUs", gpus, "GPU")):
-        if wanted > have.get(key, 0.0):
-            raise MachineError(
-                f"the plan needs {wanted:g} {kind}, the cluster has {have.get(key, 0.0):g}; lower resources.replicas, "
-                "resources.lanes or resources.meta_workers, or add nodes"
-            )
-    memory = max((n["Resources"].get("memory", 0.0) for n in ray.nodes() if n["Alive"]), default=0.0) / GIB
-    if memory < need.memory_gib:
-        raise MachineError(
-            f"the plan needs {need.memory_gib:g} GiB on a node, the largest has {memory:.1f} GiB free for Ray; "
-            "close other programs, use a larger node, or lower resources.memory_gib if you know better"
-        )
-
-
 def overlaps(study: Study) -> bool:
     """Whether this study trains and asks at the same time on this cluster, or in turn."""
     return overlap_fits(study.resources, ray.cluster_resources())
@@ -109,7 +81,7 @@ def overlap_fits(need: Resources, have: Mapping[str, float]) -> bool:
 
     MachineError where `on` is asked for and the shares themselves do not fit: workers would wait for askers to end.
     """
-    if need.overlap == "off":
+    if need.overlap == "off" or need.phases == "in_turn":
         return False
     whole = need.overlap == "auto"
     askers = need.askers * ASKER_CPUS
@@ -134,11 +106,22 @@ def _for_both(need: Resources, per_worker: float, per_replica: float, whole: boo
     return workers * per_worker + need.replicas * per_replica
 
 
+def app_host(need: Resources) -> str:
+    """Where the app listens: on loopback where this machine is the whole cluster, else the head's private address."""
+    if need.host:
+        return need.host
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) == 1 and not autoscales():
+        return LOOPBACK
+    return next(node["NodeManagerAddress"] for node in nodes if HEAD in node["Resources"])
+
+
 def take_down() -> list[str]:
     """End the app and the long-lived actors of metagen on the connected cluster; says what was ended."""
     from metagen_ray.serving import app  # not for those who only reach a cluster
 
     gone = []
+    release()  # a driver that was killed has left its demand for nodes
     if app.is_up():
         app.undeploy()
         gone.append("app: ended")

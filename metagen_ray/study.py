@@ -148,7 +148,25 @@ class Resources(Section):
         "are read while the last answers of another are written",
     )
     prompts_per_request: int = Field(default=128, ge=1, description="prompts of one HTTP request")
-    port: int = Field(default=0, ge=0, lt=65536, description="port of the app on loopback; 0 takes any that is free")
+    host: str = Field(
+        default="",
+        description="address the app listens on; empty takes loopback on one machine, the head's private address on a "
+        "cluster",
+    )
+    port: int = Field(default=0, ge=0, lt=65536, description="port of the app; 0 takes any that is free")
+    phases: Literal["together", "in_turn"] = Field(
+        default="together",
+        description="`together`: the app stays up while something trains, so both must fit; `in_turn`: it ends before "
+        "a training and comes back after it, so each has all GPUs",
+    )
+    train_nodes: dict[str, str] = Field(default={}, description="labels of the nodes that may train; none for all")
+    serve_nodes: dict[str, str] = Field(default={}, description="labels of the nodes that may serve; none for all")
+    wait_for_nodes_s: float = Field(
+        default=900, ge=0, description="how long the plan waits for nodes of a cluster that grows, seconds"
+    )
+    track: tuple[Literal["wandb", "mlflow"], ...] = Field(
+        default=(), description="trackers that get the curves of trainings too, set up by their own environment"
+    )
     memory_gib: float = Field(default=8.0, gt=0, description="memory the plan needs on one node, GiB")
     overlap: Literal["auto", "on", "off"] = Field(
         default="auto",

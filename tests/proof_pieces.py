@@ -14,6 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from metagen_ray.study import load_study
+from tests.cluster import pieces as cluster
+from tests.cluster.kills import FAULTS
+from tests.scale import STUDIES, shards_at_scale
+from tests.soak import soak
 
 ROOT = Path(__file__).parent.parent
 METAGEN = str(Path(sys.executable).parent / "metagen")
@@ -104,10 +108,17 @@ def _rounded(value: str) -> float | None:
     return round(float(value), 3) if value else None
 
 
+MOMENTS = range(5)
+
 PIECES: dict[str, Callable[[], Mapping[str, object]]] = {
     "setup_and_demo_from_nothing": setup_and_demo_from_nothing,
     **{f"pocket_full_seed_{seed}": partial(claimed, "pocket_full", f"seed={seed}") for seed in CLAIMED_SEEDS},
     "pocket_full_together": pocket_full_together,
     "pocket_full_carry": pocket_full_carry,
     "pocket_full_blind": partial(claimed, "pocket_full", f"seed={CLAIMED_SEEDS[0]}", "model=lab:blind"),
+    "three_nodes": cluster.three_nodes,
+    "autoscaled": cluster.autoscaled,
+    **{f"shards_{pool}": partial(shards_at_scale, pool) for pool in STUDIES},
+    **{f"kill_{kind.replace(' ', '_')}_{n}": partial(cluster.killed, kind, n) for kind in FAULTS for n in MOMENTS},
+    "soak": partial(soak, 20 * 60, 100_000),
 }

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from metagen_ray.cluster import check_fit, connect, overlap_fits
+from metagen_ray.cluster import overlap_fits, reach
 from metagen_ray.errors import MachineError
+from metagen_ray.nodes import check_fit
 from metagen_ray.study import load_study
 from tests.local_ray import local_ray
 
 CONNECT = """
 import sys
-from metagen_ray.cluster import connect
-from metagen_ray.study import load_study
-connect(load_study("pocket"), sys.argv[1])
+from metagen_ray.cluster import reach
+reach(sys.argv[1])
 """
 
 
@@ -43,7 +43,7 @@ def small_cluster() -> Iterator[str]:
 )
 def test_cluster_too_small_for_the_plan_is_refused(small_cluster: str, overrides: list[str], words: str):
     with pytest.raises(MachineError, match=words):
-        check_fit(load_study("pocket", overrides))
+        check_fit(load_study("pocket", overrides).resources)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_overlap_on_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9", "no-such-host.invalid:6379"])
 def test_cluster_that_is_not_there_is_told_at_once(address: str):
     with pytest.raises(MachineError, match=f"no cluster at {address}"):
-        connect(load_study("pocket"), address)
+        reach(address)
 
 
 @pytest.mark.parametrize(
@@ -108,4 +108,4 @@ def test_cluster_that_is_not_there_is_told_at_once(address: str):
 )
 def test_cluster_address_that_is_none_is_one_clear_error(address: str):
     with pytest.raises(MachineError, match=r"no (address of a )?cluster"):
-        connect(load_study("pocket"), address)
+        reach(address)

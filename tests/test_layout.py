@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Imports go down these rows, never up. A room may import lower rows, and those of its own row that PEERS lists.
 ROWS = (
     {"jobs", "cli"},
-    {"stages", "cluster", "submit", "doctor"},
+    {"stages", "cluster", "submit", "doctor", "nodes"},
     {"training", "serving", "predictors", "suites", "plots", "view", "lab"},
     {
         "sampler",
@@ -36,6 +36,8 @@ ROWS = (
 PEERS = {
     ("jobs", "cli"),
     ("stages", "cluster"),
+    ("stages", "nodes"),
+    ("cluster", "nodes"),
     ("doctor", "cluster"),
     ("view", "plots"),
     ("plots", "view"),  # view.names alone, see below
@@ -44,7 +46,7 @@ PEERS = {
 }
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
-    "ray": ("stages", "cluster", "submit", "doctor", "serving", "training/lanes", "metrics"),
+    "ray": ("stages", "cluster", "nodes", "submit", "doctor", "serving", "training/lanes", "metrics"),
     "torch": ("doctor", "training", "predictors", "lab", "serving/cpu_worker", "serving/merge", "serving/siblings"),
     "deepspeed": ("training",),
     "peft": ("training",),

@@ -52,6 +52,7 @@ class ServingSpec:
     tokens_in_batch: int = 4096
     host: str = "127.0.0.1"
     port: int = 0
+    node_labels: tuple[tuple[str, str], ...] = ()  # of the nodes that may hold a replica
     start_timeout_s: float = 900.0
 
     @property
@@ -140,6 +141,7 @@ def engine_options(spec: ServingSpec) -> dict[str, Any]:
         "request_router_config": RequestRouterConfig(request_router_class=ROUTER),
         "ray_actor_options": {"num_cpus": spec.cpus_per_replica, "num_gpus": spec.gpus_per_replica},
         "placement_group_bundles": [spec.bundle],
+        **({"placement_group_bundle_label_selector": [dict(spec.node_labels)]} if spec.node_labels else {}),
         "health_check_period_s": 5,
         "health_check_timeout_s": 60,
         "max_constructor_retry_count": 1,

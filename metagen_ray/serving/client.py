@@ -8,6 +8,7 @@ equal prompts would then give equal answers.
 import asyncio
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -22,6 +23,8 @@ IDS_PER_REQUEST = 128  # vLLM's bound on logprob_token_ids
 WORTH_KEEPING_TOKENS = 32  # a block of the prefix cache, the least that two prompts can share there
 TELLING_TOKENS = 64  # of a shared beginning: more than a system line, so that k-draws are told apart
 SESSION = "x-session-id"  # the header by which the app keeps together what shares a prefix or an adapter
+SERVED_BY = "x-served-by"  # the header that names the node of the replica
+CACHED = "x-cached-tokens"  # the header with the prompt tokens that were found in its prefix cache
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 FINISHED = frozenset({"stop", "length"})
 
@@ -57,6 +60,8 @@ class Client:
     def __init__(self, url: str, token: str | None = None, limits: Limits = Limits()) -> None:
         self.url = url.rstrip("/")
         self.limits = limits
+        self._served: Counter[str] = Counter()
+        self._cached = 0
         self._slots = asyncio.Semaphore(limits.in_flight)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -120,6 +125,14 @@ class Client:
                 into |= part
         return merged
 
+    def take_served(self) -> tuple[Counter[str], int]:
+        """Since this was last called: requests by the node that answered, and prompt tokens found in prefix caches.
+
+        Empty and 0 where the server does not tell, as another than ours does not.
+        """
+        taken, self._served, self._cached = (self._served, self._cached), Counter(), 0
+        return taken
+
     async def wait_ready(self, timeout_s: float) -> None:
         """Return once the server lists its models; MachineError if it does not within `timeout_s`."""
         try:
@@ -178,7 +191,10 @@ class Client:
                     headers = {SESSION: session} if session else {}
                     response = await self._http.post(f"{self.url}/v1/completions", json=body, headers=headers)
                 if response.status_code == 200:
-                    return _whole(response, expected)
+                    choices = _whole(response, expected)
+                    self._served.update(filter(None, [response.headers.get(SERVED_BY)]))
+                    self._cached += int(response.headers.get(CACHED, 0))
+                    return choices
                 reason = f"HTTP {response.status_code}: {_message(response)}"
                 if response.status_code not in RETRIED:
                     raise _final(what, self.url, response.status_code, reason)

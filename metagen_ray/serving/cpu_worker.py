@@ -8,8 +8,6 @@ Sampling: vLLM draws an exponential for every word of the vocabulary, 40 % of a 
 one uniform per answer, looked up in the cumulative distribution.
 """
 
-import ctypes
-import signal
 from typing import Any
 
 import torch
@@ -18,7 +16,8 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.ops import topk_topp_sampler
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from metagen_ray.serving.orphan import end_with_parent
+
 Segments = list[tuple[int, torch.Tensor | None]]
 
 
@@ -98,11 +97,6 @@ def sample(logits_NV: torch.Tensor) -> torch.Tensor:
     share_NV = logits_NV.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1, dtype=torch.float64)
     drawn_N1 = torch.rand(len(share_NV), 1, dtype=torch.float64) * share_NV[:, -1:]
     return torch.searchsorted(share_NV, drawn_N1, right=True).squeeze(1).clamp_(max=share_NV.shape[1] - 1)
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when its parent ends, also by SIGKILL; vLLM's engine would live on."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Worker(CPUWorker):

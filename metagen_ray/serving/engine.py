@@ -9,6 +9,7 @@ import multiprocessing
 import secrets
 import tempfile
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +67,28 @@ class Engine(VLLMEngine):
             config.parallel_config.distributed_executor_backend = "uni"
             engine_processes.get_mp_context = lambda: multiprocessing.get_context("forkserver")
         return engine_args, frontend_args, config
+
+    async def start(self) -> None:
+        """As the base class, and from then on count what the prefix cache spares."""
+        await super().start()
+        self._read = self._cached = 0
+        client: Any = self._engine_client
+        generate = client.generate
+
+        async def counted(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+            last = None
+            async for last in generate(*args, **kwargs):
+                yield last
+            if last is not None:
+                self._read += len(last.prompt_token_ids or ())
+                self._cached += last.num_cached_tokens or 0
+
+        client.generate = counted
+
+    def take_cached(self) -> tuple[int, int]:
+        """Prompt tokens looked up in the prefix cache and those found there, since this was last called."""
+        taken, self._read, self._cached = (self._read, self._cached), 0, 0
+        return taken
 
     async def answer(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
         """Status and JSON of a completion or chat request, answered by the model that the engine knows as `model`."""
@@ -130,6 +153,10 @@ class AdapterServer(LLMServer):
                 return await engine.answer(method, base if merged else model, body)
         except HTTPException as error:
             return error.status_code, _error_json(error.status_code, str(error.detail))
+
+    def take_cached(self) -> tuple[int, int]:
+        """Prompt tokens looked up in the prefix cache and those found there, since this was last called."""
+        return cast(Engine, self.engine).take_cached()
 
     async def _stage(self, key: str) -> str:
         if key not in self._stages:

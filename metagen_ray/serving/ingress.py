@@ -44,8 +44,8 @@ class Ingress:
         if model.partition(":")[0] != self._model_name:
             return _error(404, f"no model {model!r}; ask for {self._model_name!r} or '{self._model_name}:ADAPTER'")
         handle = self._engine.options(session_id=request.headers.get(SESSION, ""))
-        status, reply = await handle.ask.remote(method, model, body)
-        return Response(reply, status, media_type="application/json")
+        status, reply, headers = await handle.ask.remote(method, model, body)
+        return Response(reply, status, headers=headers, media_type="application/json")
 
 
 def _json(status: int, content: Any) -> Response:

@@ -8,10 +8,22 @@ import os
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
+import ray
+from ray import serve
+
+from metagen_ray import metrics
+from metagen_ray.serving.client import CACHED, SERVED_BY
+from metagen_ray.serving.orphan import ENDS_WITH_PARENT
+
 if TYPE_CHECKING:
     from metagen_ray.serving.app import ServingSpec
 
-ENGINE_IMPORTS = ["metagen_ray.serving.cpu_worker", "vllm.v1.engine.core", "vllm.model_executor.models.qwen3"]
+ENGINE_IMPORTS = [
+    "metagen_ray.serving.orphan",
+    "metagen_ray.serving.cpu_worker",
+    "vllm.v1.engine.core",
+    "vllm.model_executor.models.qwen3",
+]
 
 
 class EngineReplica:
@@ -21,14 +33,22 @@ class EngineReplica:
         os.environ.update(engine_environment(spec))
         if not spec.gpus_per_replica:
             forkserver.set_forkserver_preload(ENGINE_IMPORTS)
+            os.environ[ENDS_WITH_PARENT] = "1"
             forkserver.ensure_running()
+            del os.environ[ENDS_WITH_PARENT]
         from metagen_ray.serving.engine import start_server
 
+        self._node = ray.util.get_node_ip_address()
+        self._name = serve.get_replica_context().replica_id.unique_id
         self._server = await start_server(spec)
 
-    async def ask(self, method: str, model: str, body: bytes) -> tuple[int, bytes]:
-        """HTTP status and JSON body of one OpenAI request."""
-        return await self._server.ask(method, model, body)
+    async def ask(self, method: str, model: str, body: bytes) -> tuple[int, bytes, dict[str, str]]:
+        """HTTP status and JSON body of one OpenAI request, and headers: who answered, what was spared."""
+        status, reply = await self._server.ask(method, model, body)
+        read, cached = self._server.take_cached()
+        metrics.count("metagen_prefix_cache_query_tokens", read, replica=self._name)
+        metrics.count("metagen_prefix_cache_hit_tokens", cached, replica=self._name)
+        return status, reply, {SERVED_BY: self._node, CACHED: str(cached)}
 
     async def check_health(self) -> None:
         """Raise where the engine is dead; Serve then starts another replica."""

@@ -135,7 +135,7 @@ class AnswerWorker:
         await asyncio.to_thread(
             self.plan.context.store.put_shard, ask.stage, ask.key, table, self._record(ask, note, figures)
         )
-        return figures
+        return figures | self._served()
 
     def _record(self, ask: Ask, taken: Note, figures: Mapping[str, int]) -> dict[str, Any]:
         """What stands beside the rows; the tokens are those of what was asked, not of what was taken over."""
@@ -170,6 +170,11 @@ class AnswerWorker:
             ]
             for (domain, question, draw, _), group in zip(prompts, answers, strict=True)
         }
+
+    def _served(self) -> dict[str, int]:
+        """For the ledger: requests answered meanwhile by each node, and prompt tokens found in prefix caches."""
+        served, cached = self.client.take_served()
+        return {"cached_tokens": cached, **{f"requests to {node}": count for node, count in served.items()}}
 
     def _text(self, answer: Completion) -> str:
         """Decoded here, not by the server, so that truth and predictions of any server read alike."""

@@ -1,7 +1,8 @@
 """The driver: does what a study's plan is missing, stage by stage, and writes its report. Holds no state of its own.
 
 On one small machine stages take turns: training first, then the app is up to the end. Where training and serving have
-resources of their own, they run side by side (stages/arrivals.py has the order).
+resources of their own, they run side by side (stages/arrivals.py has the order). Before each step the nodes are there
+that it needs, and nodes that no later step needs are let go.
 """
 
 import getpass
@@ -11,20 +12,21 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from metagen_ray import cluster
+from metagen_ray import cluster, nodes
 from metagen_ray.errors import InputError, PartialError, ShardsFailed, Terminated
-from metagen_ray.progress import Progress, say
+from metagen_ray.progress import Progress, about, say, tell
 from metagen_ray.stages import answers, judge, meta_sft, object_sft, serve_app
 from metagen_ray.stages.accounts import close_ledger
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.arrivals import Hands, Wanted, run_overlapped
 from metagen_ray.stages.context import StudyContext
+from metagen_ray.stages.curves import Curves
 from metagen_ray.stages.meter import Meter, gpus_of
 from metagen_ray.stages.patience import ATTEMPTS, patiently
 from metagen_ray.stages.plan import AdapterShard, Ask, JudgeShard, Plan
@@ -40,9 +42,13 @@ PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarr
 
 @dataclass
 class Ledger:
-    """Seconds and figures by stage; stands beside the results. The pulse tells others of them meanwhile."""
+    """Seconds and figures by stage; stands beside the results. The pulse tells others of them meanwhile.
+
+    `curves` takes the losses of trainings.
+    """
 
     pulse: Pulse
+    curves: Curves
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     given_up: dict[tuple[str, str], str] = field(default_factory=dict)  # (stage, key) -> why
 
@@ -68,14 +74,16 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
     """
     plan = Plan(StudyContext(study))
     store, run = plan.context.store, study.run_name()
+    about(run=run)
     owner = f"{getpass.getuser()}@{socket.gethostname()}:{os.getpid()}"
     with store.lease(f"run-{run}", owner, LEASE_TTL_S, LEASE_WAIT_S) as lease:
         store.write_doc(f"studies/{run}/study.yaml", study.to_yaml().encode())
         if repair_damage:
             for line in repair(plan):
                 say(f"repair: dropped {line}")
-        with Pulse(store, run, owner) as pulse:
-            ledger, present = Ledger(pulse), Status(plan).present
+        facts = {"study": study.name, "fingerprint": study.fingerprint(), "seed": study.seed, **versions()}
+        with Curves(store, run, study.resources.track, facts) as curves, Pulse(store, run, owner) as pulse:
+            ledger, present = Ledger(pulse, curves), Status(plan).present
             kept = _compute(plan, ledger, address, lease.check, only)
             _write_given_up(plan, ledger)
             if not only or Status(kept).complete():
@@ -105,21 +113,45 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
     _write_index(plan)
     if status.complete():
         return plan
-    with ledger.stage("connect"):
-        cluster.connect(plan.study, address)
-    side_by_side = not only and cluster.overlaps(plan.study)
-    with _Serving(plan, ledger) as app:
-        if side_by_side:
-            try:
-                _side_by_side(plan, status, ledger, app, check)
-            except ShardsFailed as error:
-                say(f"{error}; going on step by step")
-            ledger.given_up.clear()  # each step tries what is left once more, and decides
-        for name, step in STEPS.items():
-            if not only or name in only:
+    need, chosen = plan.study.resources, [name for name in STEPS if not only or name in only]
+    phases = _phases(status, chosen)
+    try:
+        with ledger.stage("connect"):
+            cluster.reach(address)
+            nodes.hold(need, phases, phases if need.phases == "together" else phases[:1])
+        side_by_side = not only and cluster.overlaps(plan.study)
+        with _Serving(plan, ledger) as app:
+            if side_by_side:
+                try:
+                    _side_by_side(plan, status, ledger, app, check)
+                except ShardsFailed as error:
+                    say(f"{error}; going on step by step")
+                ledger.given_up.clear()  # each step tries what is left once more, and decides
+            for at, name in enumerate(chosen):
                 check()
-                plan = step(plan, Status(plan), ledger, app)
-    return plan
+                _make_room(plan, chosen[at:], ledger, app)
+                plan = STEPS[name](plan, Status(plan), ledger, app)
+        return plan
+    finally:
+        nodes.release()
+
+
+def _phases(status: Status, steps: Sequence[str]) -> list[str]:
+    """Those of the steps with something missing, in the order they come up."""
+    left = [name for name in status.steps_left() if name in steps]
+    return list(dict.fromkeys(nodes.TRAIN if name in TRAINS else nodes.SERVE for name in left))
+
+
+def _make_room(plan: Plan, steps: Sequence[str], ledger: Ledger, app: "_Serving") -> None:
+    """Have the nodes of the first of these steps up, and no more than they all need; in turn, without the app."""
+    need, now = plan.study.resources, _phases(Status(plan), steps[:1])
+    if not now:
+        return
+    in_turn = need.phases == "in_turn"
+    if in_turn and now == [nodes.TRAIN]:
+        app.rest()
+    with ledger.stage(f"wait for nodes of {steps[0]}") if in_turn else nullcontext():
+        nodes.hold(need, _phases(Status(plan), steps), now if in_turn else ())
 
 
 def _check_inputs(status: Status, only: Sequence[str]) -> None:
@@ -170,12 +202,12 @@ def _write_index(plan: Plan) -> None:
 
 
 class _Serving:
-    """The app, brought up in the background at the first sight of work and waited for by whoever asks it."""
+    """The app, waited for by whoever asks it; it comes up in the background at once or, in turn, when first asked."""
 
     def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self.ledger = ledger
+        self._plan, self._ledger = plan, ledger
         self._threads = ThreadPoolExecutor(1, "deploy")
-        self._app = self._threads.submit(serve_app.up, plan)
+        self._app = None if plan.study.resources.phases == "in_turn" else self._start()
 
     def __enter__(self) -> "_Serving":
         return self
@@ -188,10 +220,21 @@ class _Serving:
 
     def __call__(self) -> AppAddress:
         """The app's address, once it answers. Raises what its start raised."""
+        self._app = self._app or self._start()
         if not self._app.done():
-            with self.ledger.stage("wait for the app"):
+            with self._ledger.stage("wait for the app"):
                 return self._app.result()
         return self._app.result()
+
+    def rest(self) -> None:
+        """End the app until it is asked again: something else needs what it holds."""
+        if self._app is not None:
+            self._app.result()
+            serve_app.down()
+            self._app = None
+
+    def _start(self) -> "Future[AppAddress]":
+        return self._threads.submit(serve_app.up, self._plan)
 
 
 def _side_by_side(plan: Plan, status: Status, ledger: Ledger, app: _Serving, check: Callable[[], None]) -> None:
@@ -210,17 +253,21 @@ def _train(
         return plan
 
     meter = _meter(plan, ledger, "object_sft", len(missing))
+    names = {shard.key: f"{shard.domain}-seed{shard.seed}" for shard in missing}
 
     def on_outcome(outcome: object_sft.Outcome) -> None:
+        _tell_shard("object_sft", outcome.key, outcome.reason if not outcome.ok else "", outcome.seconds)
         if outcome.ok:  # else it is tried again
             progress.advance()
-            meter.outcome(True, {})
+            meter.outcome(True, {"train_tokens": outcome.tokens})
+            figures["train_tokens"] = figures.get("train_tokens", 0) + outcome.tokens
+            ledger.curves.write("object_sft", names[outcome.key], outcome.losses)
             arrived(outcome.key)
 
     def work(left: list[AdapterShard]) -> None:
         object_sft.run(plan, left, versions(), on_outcome)
 
-    with ledger.stage("object_sft"), Progress("object_sft", len(missing), "adapters") as progress:
+    with ledger.stage("object_sft") as figures, Progress("object_sft", len(missing), "adapters") as progress:
         whole = len(plan.adapters) + len(plan.second_adapters)
         lost = patiently(plan.study.run_name(), "object_sft", missing, whole, work)
     return _without(plan, ledger, meter, "object_sft", lost)
@@ -239,15 +286,22 @@ def _untrained(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Pla
 
 def _meta(plan: Plan, status: Status, ledger: Ledger, app: _Serving) -> Plan:
     if plan.meta not in status.present["meta_sft"]:
-        meter = _meter(plan, ledger, "meta_sft", 1)
+        meter, live = _meter(plan, ledger, "meta_sft", 1), ledger.curves.live("meta_sft", "meta")
+        shown = 0
 
-        def on_percent(count: int = 1) -> None:
-            progress.advance(count)
+        def on_step(step: int, steps: int, loss: float) -> None:
+            nonlocal shown
+            percent = 100 * step // steps
+            progress.advance(percent - shown)
+            shown = percent
             meter.tick()
+            live(step, loss)
 
-        with ledger.stage("meta_sft"), Progress("meta_sft", 100, "percent") as progress:
-            meta_sft.run(plan, versions(), on_percent)
-        meter.outcome(True, {})
+        with ledger.stage("meta_sft") as figures, Progress("meta_sft", 100, "percent") as progress:
+            result = meta_sft.run(plan, versions(), on_step)
+            figures["train_tokens"] = result.tokens
+            ledger.curves.write("meta_sft", "meta", result.losses)
+        meter.outcome(True, {"train_tokens": result.tokens})
     return plan
 
 
@@ -302,6 +356,7 @@ def _judged(
 
 
 STEPS = {"object_sft": _train, "ground_truth": _truth, "untrained": _untrained, "meta_sft": _meta, "predict": _predict}
+TRAINS = frozenset({"object_sft", "meta_sft"})  # the other steps ask the app
 # What a step reads, by the step that makes it, and the stages that then have nothing missing.
 TRUTH = {"ground_truth": ("ground_truth", "judge truth")}
 NEEDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -371,10 +426,16 @@ def _meter(plan: Plan, ledger: Ledger, stage: str, shards: int) -> Meter:
     return Meter(plan.study.run_name(), stage, shards, gpus_of(stage, plan.study.resources), ledger.pulse)
 
 
+def _tell_shard(stage: str, shard: str, reason: str, seconds: float, **figures: float) -> None:
+    outcome = {"stage": stage, "shard": shard, "seconds": round(seconds, 3)}
+    tell("shard failed" if reason else "shard committed", **outcome, **({"reason": reason} if reason else figures))
+
+
 def _counted(
     figures: dict[str, float], progress: Progress, meter: Meter, wanted: Callable[[], None] = lambda: None
 ) -> Callable[[dict[str, Any]], None]:
     def on_outcome(outcome: dict[str, Any]) -> None:
+        _tell_shard(meter.stage, outcome["key"], outcome["reason"], outcome["seconds"], **outcome["figures"])
         if not outcome["reason"]:  # else it is tried again
             progress.advance()
             meter.outcome(True, outcome["figures"])

@@ -65,7 +65,7 @@ class JudgeWorker(AnswerWorker):
         }
         await asyncio.to_thread(self._commit, shard, table, record)
         figures = {"judged": len(left), "taken": len(taken), "read": read, "unscored": unscored}
-        return figures | {"spared": read - len(left)}
+        return figures | {"spared": read - len(left)} | self._served()
 
     def _commit(self, shard: JudgeShard, table: pa.Table, record: Mapping[str, Any]) -> None:
         store = self.plan.context.store

@@ -1,24 +1,18 @@
 """Meta-SFT: one adapter that foresees fine-tunes, trained data-parallel. Commits it with its log; owns no rows."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from metagen_ray.stages.meta_rows import epoch_trees
 from metagen_ray.stages.plan import Plan
+from metagen_ray.training.core import OnStep
 from metagen_ray.training.lanes import run_meta
 from metagen_ray.training.shelf import StoreShelf
+from metagen_ray.training.worker import MetaResult
 
 
-def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None]) -> None:
-    """Train the meta adapter and commit it under its key; `advance` gets percents."""
+def run(plan: Plan, versions: Mapping[str, str], on_step: OnStep) -> MetaResult:
+    """Train the meta adapter and commit it under its key. `on_step` hears of some of the steps."""
     context, study = plan.context, plan.study
-    shown = 0
-
-    def on_step(step: int, steps: int, loss: float) -> None:
-        nonlocal shown
-        percent = 100 * step // steps
-        advance(percent - shown)
-        shown = percent
-
     recipe = study.meta_sft.recipe
     laid = [epoch_trees(plan, epoch) for epoch in range(recipe.epochs)]
     shelf = StoreShelf(context.store.root, plan.meta, sum(map(len, laid)))
@@ -39,8 +33,10 @@ def run(plan: Plan, versions: Mapping[str, str], advance: Callable[[int], None])
         "losses": result.losses,
         "tokens": result.tokens,
         "train_seconds": result.seconds,
+        "nodes": list(result.nodes),
         "fingerprint": study.fingerprint(),
         "versions": dict(versions),
     }
     context.store.put_files("meta_sft", plan.meta, result.files, record)
     shelf.clear()
+    return result

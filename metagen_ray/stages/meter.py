@@ -8,13 +8,14 @@ from metagen_ray.stages.pulse import Pulse
 from metagen_ray.study import Resources
 
 COUNTED = {"answers": "metagen_answers", "judged": "metagen_judged", "unscored": "metagen_unscored"}
-TOKENS = {"prompt_tokens": "prompt", "output_tokens": "output"}
+TOKENS = {"prompt_tokens": "prompt", "output_tokens": "output", "train_tokens": "train"}
 
 
 class Meter:
     """One stage of one run; `gpus` is what it holds."""
 
     def __init__(self, run: str, stage: str, shards: int, gpus: float = 0.0, pulse: Pulse | None = None) -> None:
+        self.stage = stage
         self._tags = {"run": run, "stage": stage}
         self._gpus, self._pulse = gpus, pulse
         self._began = self._told = time.monotonic()

@@ -33,8 +33,11 @@ def patiently(
                 raise
         left = [shard for shard in left if shard.key in reasons]
         if attempt < ATTEMPTS:
-            say(f"{stage}: {len(left)} failed, again ({attempt + 1} of {ATTEMPTS}); {next(iter(reasons.values()))}")
+            say(
+                f"{stage}: {len(left)} failed, again ({attempt + 1} of {ATTEMPTS}); {next(iter(reasons.values()))}",
+                stage=stage,
+            )
             metrics.count("metagen_retries", len(left), run=run, stage=stage)
             time.sleep(BACKOFF_S * 2 ** (attempt - 1))
-    say(f"{stage}: {len(left)} given up after {ATTEMPTS} attempts")
+    say(f"{stage}: {len(left)} given up after {ATTEMPTS} attempts", stage=stage)
     return reasons

@@ -2,6 +2,7 @@
 
 import logging
 
+from metagen_ray import cluster
 from metagen_ray.serving.app import ServingSpec, deploy, undeploy, undeploy_app
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.context import ENGINE_RANKS
@@ -11,7 +12,7 @@ from metagen_ray.stages.plan import Plan
 def up(plan: Plan) -> AppAddress:
     """Deploy the app and return its address once it answers."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    app = deploy(spec(plan))
+    app = deploy(spec(plan, cluster.app_host(plan.study.resources)))
     return AppAddress(app.url, app.token_file, app.model_name)
 
 
@@ -20,7 +21,7 @@ def down(hurry: bool = False) -> None:
     undeploy_app(wait=False) if hurry else undeploy()
 
 
-def spec(plan: Plan) -> ServingSpec:
+def spec(plan: Plan, host: str = cluster.LOOPBACK) -> ServingSpec:
     """Engine settings that hold every adapter and every prompt of the plan."""
     study, resources, context = plan.study, plan.study.resources, plan.context
     return ServingSpec(
@@ -34,7 +35,9 @@ def spec(plan: Plan) -> ServingSpec:
         gpus_per_replica=resources.gpus_per_replica,
         kv_cache_gib=resources.kv_cache_gib,
         threads=max(1, round(resources.cpus_per_replica)),
+        host=host,
         port=resources.port,
+        node_labels=tuple(resources.serve_nodes.items()),
     )
 
 

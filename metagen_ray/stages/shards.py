@@ -5,6 +5,7 @@ its own, else one worker gets them all. A worker never raises for a shard, since
 what fails comes back as an outcome with its reason.
 """
 
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,8 +13,8 @@ from typing import Any, Protocol
 
 import ray
 
-from metagen_ray.cluster import ASKER_CPUS
 from metagen_ray.errors import ShardsFailed, UserError
+from metagen_ray.nodes import ASKER_CPUS
 from metagen_ray.study import Resources
 
 Row = dict[str, Any]
@@ -32,16 +33,18 @@ class _Actor:
 
     def __init__(self, make: Callable[..., ShardWorker], arguments: Mapping[str, Any]) -> None:
         self._worker = make(**arguments)
+        self._node = ray.util.get_node_ip_address()
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         for row in batch["row"]:
-            yield {key: [value] for key, value in (await self._outcome(dict(row))).items()}
+            # As text: figures differ between shards, and a column has one type.
+            yield {"outcome": [json.dumps(await self._outcome(dict(row)))]}
 
     async def _outcome(self, row: Row) -> Row:
         began = time.monotonic()
         outcome: Row = {"key": row["key"], "reason": "", "figures": {}}
         try:
-            outcome["figures"] = dict(await self._worker.do(row))
+            outcome["figures"] = {**await self._worker.do(row), f"shards on {self._node}": 1}
         except (UserError, OSError, ValueError) as error:
             outcome["reason"] = f"{type(error).__name__}: {error}"
         return {**outcome, "seconds": time.monotonic() - began}
@@ -73,7 +76,8 @@ def run_shards(
         num_cpus=ASKER_CPUS,
     )
     failed: dict[str, str] = {}
-    for outcome in dataset.iter_rows():
+    for row in dataset.iter_rows():
+        outcome = json.loads(row["outcome"])
         on_outcome(outcome)
         if outcome["reason"]:
             failed[outcome["key"]] = outcome["reason"]

@@ -63,16 +63,22 @@ class Status:
             self._graded("judge meta", judged["meta"], "predict meta"),
         ]
 
+    def steps_left(self) -> list[str]:
+        """The driver's steps that have something missing, in their order."""
+        plan, judged = self.plan, self.plan.judged
+        meta_sft = [] if plan.meta in self.present["meta_sft"] else [plan.meta]
+        left = {
+            "object_sft": self.missing("object_sft", (*plan.adapters, *plan.second_adapters)),
+            "ground_truth": self.missing("ground_truth", plan.truth) + self.missing("judge", judged["truth"]),
+            "untrained": self.missing("predict", plan.untrained) + self.missing("judge", judged["untrained"]),
+            "meta_sft": meta_sft,
+            "predict": self.missing("predict", plan.predictions) + self.missing("judge", judged["meta"]),
+        }
+        return [step for step, shards in left.items() if shards]
+
     def complete(self) -> bool:
         """Whether nothing is missing before the figures."""
-        plan = self.plan
-        stages = {
-            "object_sft": (*plan.adapters, *plan.second_adapters),
-            "ground_truth": plan.truth,
-            "predict": (*plan.untrained, *plan.predictions),
-            "judge": [s for shards in plan.judged.values() for s in shards],
-        }
-        return plan.meta in self.present["meta_sft"] and not any(self.missing(*item) for item in stages.items())
+        return not self.steps_left()
 
     @cached_property
     def _marked(self) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,8 @@ class _Runs:
                 num_workers=workers,
                 use_gpu=need.gpus_per_worker > 0,
                 resources_per_worker={"CPU": need.cpus_per_worker, **_gpu(need)},
+                label_selector=need.train_nodes or None,
+                placement_strategy="SPREAD" if workers > 1 and not need.gpus_per_worker else "PACK",
             ),
             run_config=ray.train.RunConfig(
                 name=f"{self.name}-{part}",
@@ -279,8 +281,26 @@ def _meta_result(settings: dict) -> MetaResult | None:
         settings["keep_best"],
         on_step,
         settings["shelf"],
+        warned=_is_preempted,
     )
-    return result if rank == 0 else None
+    nodes = _nodes_by_rank()
+    return replace(result, nodes=nodes) if rank == 0 else None
+
+
+def _is_preempted() -> bool:
+    """Whether a node of this trainer is about to be taken away; a barrier, asked by all ranks together."""
+    return ray.train.get_preemption_info() is not None
+
+
+def _nodes_by_rank() -> tuple[str, ...]:
+    import torch.distributed as dist
+
+    own = ray.util.get_node_ip_address()
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return (own,)
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return tuple(found)
 
 
 def _make_trainer(site: Site, shapes: Sequence[LoraShape]) -> Trainer:

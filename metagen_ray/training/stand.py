@@ -22,6 +22,10 @@ class Shelf(Protocol):
         """Whether the training should be saved now, also in the middle of an epoch."""
         ...
 
+    def hurry(self) -> None:
+        """Have stands be due often from now on."""
+        ...
+
     def save(self, steps: int, files: Mapping[str, bytes]) -> None:
         """Keep the stand after `steps` optimizer steps; earlier ones are not needed any more."""
         ...

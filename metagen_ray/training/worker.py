@@ -21,6 +21,7 @@ from metagen_ray.training.stand import Shelf, Stand, load_stand
 
 Files = dict[str, bytes]
 Commit = Callable[[str, Files, Mapping[str, Any]], object]  # (key, files, record)
+LOOK_S = 5.0  # between two questions whether a node is about to go
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Outcome:
     reason: str = ""
     seconds: float = 0.0
     losses: tuple[float, ...] = ()
+    tokens: int = 0
 
 
 class Trainer:
@@ -146,7 +148,7 @@ class _Lane:
                 self.commit(job.key, self.trainer.files(adapter, slot), {**job.record, **numbers})
         except UserError as error:
             return Outcome(job.key, False, _reason(error), log.seconds)
-        return Outcome(job.key, True, "", log.seconds, tuple(log.losses))
+        return Outcome(job.key, True, "", log.seconds, tuple(log.losses), log.tokens)
 
 
 def _reason(error: Exception) -> str:
@@ -158,6 +160,7 @@ class MetaResult:
     """A trained meta adapter and its log.
 
     `inner_losses` is the loss on the held-out trees after each epoch; `epoch` the one whose adapter this is, from 1.
+    `nodes` are those of its workers by rank, where the caller knows them.
     """
 
     files: Files
@@ -166,6 +169,7 @@ class MetaResult:
     inner_losses: list[float]
     tokens: int
     seconds: float
+    nodes: tuple[str, ...] = ()
 
 
 def train_meta(
@@ -177,10 +181,13 @@ def train_meta(
     keep_best: bool = False,
     on_step: OnStep | None = None,
     shelf: Shelf | None = None,
+    warned: Callable[[], bool] = lambda: False,
 ) -> MetaResult:
     """One long training, fresh trees in every epoch; `keep_best` returns the epoch of the lowest inner loss.
 
     With a `shelf` it is saved after every epoch and whenever the shelf says so, and goes on from what lies there.
+    `warned` says whether one of its nodes is about to be taken away; all ranks ask together, every LOOK_S, and from
+    then on it is saved often.
     """
     if keep_best and not inner_trees:
         raise ValueError("keep_best chooses by the loss on inner_trees; give some")
@@ -196,8 +203,17 @@ def train_meta(
         if shelf and engine.rank == 0:
             shelf.save(len(log.losses), now.files())
 
+    looked = time.monotonic()
+
     def between(log: TrainLog) -> None:
-        if shelf and engine.any_rank(engine.rank == 0 and shelf.due()):
+        nonlocal looked
+        first = engine.rank == 0
+        if not shelf or not engine.any_rank(first and (shelf.due() or time.monotonic() - looked > LOOK_S)):
+            return
+        looked = time.monotonic()
+        if warned():
+            shelf.hurry()
+        if engine.any_rank(first and shelf.due()):
             save(log)
 
     def after_epoch(log: TrainLog) -> None:

@@ -20,6 +20,7 @@ from metagen_ray.study import Study, load_study
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SMALL = ("domains=8", "block_domains=4", "predict.samples=2", "analysis.resamples=200")
 LIMIT_S = 420
+MARK = f"METAGEN_TEST_MARK={os.getpid()}-{time.time_ns()}"  # in the environment of everything that is started here
 
 
 def study_in(store: Path) -> Study:
@@ -29,8 +30,23 @@ def study_in(store: Path) -> Study:
 def start(store: Path, log: Path) -> subprocess.Popen:
     arguments = [a for s in (*SMALL, f"store={store}") for a in ("--set", s)]
     command = [sys.executable, "-m", "metagen_ray.cli", "run", "pocket", *arguments]
+    name, _, value = MARK.partition("=")
     with log.open("ab") as out:
-        return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(
+            command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, name: value}
+        )
+
+
+def left_behind() -> list[str]:
+    """Commands that carry our mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if MARK.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80])
+        except OSError:  # it has ended
+            continue
+    return found
 
 
 def finish(store: Path, log: Path) -> None:
@@ -72,6 +88,10 @@ def test_driver_killed_at_random_moments_resumes(tmp_path):
         now = committed(rough)
         assert all(now[k] == created for k, created in seen.items())
         seen = now
+    end = time.monotonic() + 60
+    while (left := left_behind()) and time.monotonic() < end:
+        time.sleep(1)
+    assert left == []  # a replica's engine holds gigabytes
     finish(tmp_path / "rough", tmp_path / "rough.log")
     after = committed(rough)
     assert all(after[k] == created for k, created in seen.items())

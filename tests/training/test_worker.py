@@ -195,6 +195,24 @@ def test_train_meta_stopped_goes_on_from_its_last_stand_to_the_same_adapter(
     assert max((ours[n] - theirs[n]).abs().max().item() for n in theirs) < 1e-6
 
 
+def test_node_that_is_about_to_go_has_the_training_saved_at_once_and_often(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metagen_ray.training.worker.LOOK_S", 0.0)
+    monkeypatch.setattr("metagen_ray.training.shelf.HURRIED_S", 0.0)
+    epochs, asked, saved = [trees(e) for e in range(3)], [], []
+    shelf = StoreShelf(str(tmp_path / "store"), "a" * 64, 1000)
+    keep = shelf.save
+    monkeypatch.setattr(StoreShelf, "save", lambda self, steps, files: (saved.append(steps), keep(steps, files)))
+
+    def warned() -> bool:
+        asked.append(True)
+        return len(asked) >= 2
+
+    train_meta(trainer_at(model_dir, [LoraShape.of(META)]), epochs, META, 1, shelf=shelf, warned=warned)
+    assert saved == [2, 3, 4, 5, 6]  # an epoch has two steps; the second question comes after the third
+
+
 def test_shelf_keeps_two_stands_passes_over_a_damaged_one_and_clears_all(tmp_path: Path) -> None:
     root = tmp_path / "store"
     shelf = StoreShelf(str(root), "a" * 64, 1000)

@@ -1,0 +1,188 @@
+"""The kill table: one study on three workers, struck once at a seeded random moment; does it end whole, and when?
+
+Processes are found by their names among those of a node's network namespace. A driver or a head that was killed is
+followed by the same submission again, as its user would.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from metagen_ray.stages.context import StudyContext
+from metagen_ray.stages.plan import Plan
+from metagen_ray.stages.status import Status
+from metagen_ray.study import Study, load_study
+from tests.cluster.local import LocalCluster
+from tests.cluster.study_apart import ON_TWO_WORKERS, submission
+
+WORKERS = 3  # one to spare
+SMALL = ("domains=8", "block_domains=2", "predict.samples=2", "analysis.resamples=100", "resources.overlap=off")
+SETTINGS = (*SMALL, *ON_TWO_WORKERS)
+TRAINING, ASKING = ("object_sft", "meta_sft"), ("ground_truth", "predict untrained", "predict meta")
+ANY = (*TRAINING, *ASKING)
+LIMIT_S = 900
+LINK_DOWN_S = 30
+TITLES = {
+    "driver": "metagen_ray.cli run study.yaml",
+    "lane worker": "ray::RayTrainWorker",
+    "controller": "ray::TrainController",
+    "replica": "ray::ServeReplica:metagen:engine",
+    "engine": "VLLM::EngineCore",
+    "data actor": "ray::MapWorker",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is struck, in which stages, and whether the study must be submitted again."""
+
+    strike: Callable[["Struck"], None]
+    stages: tuple[str, ...]
+    again: bool = False
+
+
+class Struck:
+    """A study under way on a cluster, and what can be done to it."""
+
+    def __init__(self, cluster: LocalCluster, rng: random.Random, room: Path) -> None:
+        self.cluster, self.rng, self.log = cluster, rng, room / "submit.log"
+        self.study: Study = load_study("pocket", [*SETTINGS, f"store={cluster.store}"])
+        self.follower = self.submit()
+
+    def submit(self) -> subprocess.Popen:
+        """Submit the study from outside."""
+        command = [*submission(self.cluster, SETTINGS), "--env", "METAGEN_LOG=json"]
+        return self.cluster.start("out", *command, log=self.log)
+
+    def wait_for(self, stages: tuple[str, ...]) -> str:
+        """Return in the middle of one of the stages, a seeded random one; its name."""
+        stage, end = self.rng.choice(stages), time.monotonic() + LIMIT_S
+        pulse = self.cluster.store / "studies" / self.study.run_name() / "pulse.json"
+        while not _runs(pulse, stage):
+            assert time.monotonic() < end and self.follower.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.2)
+        time.sleep(self.rng.uniform(0, 3))
+        return stage
+
+    def kill(self, what: str) -> None:
+        """SIGKILL to one process of a kind, a seeded random one."""
+        end = time.monotonic() + 60
+        while not (found := self.cluster.processes(TITLES[what])):
+            assert time.monotonic() < end, f"no {what} ({TITLES[what]}) on any node"
+            time.sleep(0.1)
+        os.kill(self.rng.choice(found), signal.SIGKILL)
+
+    def worker(self) -> str:
+        """A worker that holds a replica, a seeded random one."""
+        holding = [n for n in self.cluster.workers if self.cluster.processes(TITLES["replica"], [n])]
+        return self.rng.choice(holding or self.cluster.workers)
+
+    def committed(self) -> int:
+        """Artifacts in the pool."""
+        return sum(len(list(folder.iterdir())) for folder in self.cluster.store.glob("pool/*") if folder.is_dir())
+
+
+def _runs(pulse: Path, stage: str) -> bool:
+    try:
+        return bool(json.loads(pulse.read_text())["stages"].get(stage, {}).get("running"))
+    except (OSError, ValueError):
+        return False
+
+
+def _kills(what: str) -> Callable[[Struck], None]:
+    return lambda struck: struck.kill(what)
+
+
+def _cut_power(struck: Struck) -> None:
+    struck.cluster.kill(struck.worker())
+
+
+def _unplug(struck: Struck) -> None:
+    node = struck.worker()
+    struck.cluster.link(node, "down")
+    time.sleep(LINK_DOWN_S)
+    struck.cluster.link(node, "up")
+
+
+def _unplug_for_good(struck: Struck) -> None:
+    struck.cluster.link(struck.worker(), "down")
+
+
+def _lose_head(struck: Struck) -> None:
+    struck.cluster.kill("head")
+    struck.follower.kill()
+    struck.follower.wait()
+    for node in struck.cluster.workers:
+        struck.cluster.kill(node)
+    for node in ("head", *struck.cluster.workers):
+        struck.cluster.restart(node)
+    struck.cluster.wait_up(1 + WORKERS)
+
+
+FAULTS: Mapping[str, Fault] = {
+    "driver": Fault(_kills("driver"), ANY, again=True),
+    "lane worker": Fault(_kills("lane worker"), TRAINING),
+    "controller": Fault(_kills("controller"), TRAINING),
+    "replica": Fault(_kills("replica"), ASKING),
+    "engine": Fault(_kills("engine"), ASKING),
+    "data actor": Fault(_kills("data actor"), ASKING),
+    "node": Fault(_cut_power, ANY),
+    "network 30 s": Fault(_unplug, ANY),
+    "network for good": Fault(_unplug_for_good, ANY),
+    "head": Fault(_lose_head, ANY, again=True),
+}
+
+
+def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
+    """One run: figures of how it went. AssertionError where it does not end whole."""
+    fault, rng = FAULTS[kind], random.Random(f"{kind} {seed}")
+    with LocalCluster(WORKERS) as cluster:
+        struck, began = Struck(cluster, rng, room), time.monotonic()
+        stage = struck.wait_for(fault.stages)
+        before, at = struck.committed(), time.monotonic()
+        fault.strike(struck)
+        if fault.again:
+            if struck.follower.poll() is None:
+                struck.follower.wait(120)
+            struck.follower = struck.submit()
+        recovered = _next_commit(struck, before, at)
+        code = struck.follower.wait(LIMIT_S)
+        assert code == 0, f"{kind} in {stage}: exit code {code}: {struck.log.read_text()[-3000:]}"
+        return {
+            "stage": stage,
+            "seconds": round(time.monotonic() - began, 1),
+            "recovered_s": recovered,
+            "failed_shards": struck.log.read_text().count('"shard failed"'),
+            **whole(struck.study),
+        }
+
+
+def _next_commit(struck: Struck, before: int, at: float) -> float | None:
+    """Seconds from the strike to the next commit; None where the study ended without one."""
+    while struck.committed() <= before:
+        if struck.follower.poll() is not None:
+            return None
+        time.sleep(0.2)
+    return round(time.monotonic() - at, 1)
+
+
+def whole(study: Study) -> dict[str, int]:
+    """AssertionError unless every artifact of the plan is there and reads back; counts."""
+    plan = Plan(StudyContext(study))
+    status, store = Status(plan), plan.context.store
+    assert status.complete(), status.steps_left()
+    damaged = []
+    for stage, keys in status.present.items():
+        for key in keys:
+            try:
+                store.verify(stage, key)
+            except Exception as error:
+                damaged.append(f"{stage} {key[:12]}: {error}")
+    assert not damaged, damaged
+    return {"artifacts": sum(map(len, status.present.values())), "damaged": 0, "missing": 0}

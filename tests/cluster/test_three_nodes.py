@@ -1,0 +1,95 @@
+"""Three real nodes: the study is spread over both workers, nobody without the token gets in, and no log has it."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.local import JOBS_PORT, LocalCluster, missing
+from tests.cluster.study_apart import APP_PORT, ON_TWO_WORKERS, submission, submitted
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
+]
+SMALL = ("domains=8", "block_domains=4", "predict.samples=2", "analysis.resamples=100")
+ASK = """
+import sys, urllib.request, urllib.error
+try:
+    request = urllib.request.Request(sys.argv[1], headers=dict(h.split(":", 1) for h in sys.argv[2:]))
+    print(urllib.request.urlopen(request, timeout=10).status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+JOIN = """
+import os, sys
+os.environ["RAY_AUTH_MODE"] = sys.argv[2]
+os.environ.pop("RAY_AUTH_TOKEN_PATH")
+os.environ["HOME"] = "/nowhere"
+if sys.argv[2] == "token":
+    os.environ["RAY_AUTH_TOKEN"] = "0" * 64
+import ray
+ray.init(address=sys.argv[1])
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with LocalCluster() as up:
+        yield up
+
+
+def status(cluster: LocalCluster, url: str, *headers: str) -> str:
+    return cluster.run("out", sys.executable, "-c", ASK, url, *headers).stdout.strip()
+
+
+def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_path: Path):
+    settings, log = (*SMALL, *ON_TWO_WORKERS), tmp_path / "submit.log"
+    follower = cluster.start("out", *submission(cluster, settings), log=log)
+    app, seen = f"http://{cluster.net}.10:{APP_PORT}/v1/models", ""
+    while follower.poll() is None and not seen:  # the app comes up beside the training
+        answer = cluster.run("out", sys.executable, "-c", ASK, app)
+        seen = answer.stdout.strip()
+        time.sleep(2)
+    assert seen == "401", log.read_text()[-3000:]
+    assert status(cluster, app, "Authorization:Bearer 0000") == "401"
+    assert status(cluster, app, f"Authorization:Bearer {cluster.token}") == "200"
+    assert follower.wait(900) == 0, log.read_text()[-4000:]
+    ran = submitted(cluster, settings, tmp_path / "again.log")  # nothing is missing: figures of the first run stand
+    workers = {cluster.address("w1"), cluster.address("w2")}
+    assert set(ran.meta_record()["nodes"]) == workers
+    requests, shards = ran.figures("requests to "), ran.figures("shards on ")
+    assert set(requests) == set(shards) == workers
+    assert all(0.4 <= count / requests.total() <= 0.6 for count in requests.values()), requests
+    assert all(count / shards.total() >= 0.25 for count in shards.values()), shards
+    _no_secret(cluster, log)
+
+
+def _no_secret(cluster: LocalCluster, log: Path) -> None:
+    """The token stands in no log, no record and no listing of jobs."""
+    token = cluster.token.encode()
+    files = [log, *cluster.logs(), *(p for p in cluster.store.rglob("*") if p.is_file())]
+    assert len(files) > 100
+    assert [p for p in files if token in p.read_bytes()] == []
+    listed = cluster.run("out", str(Path(sys.executable).parent / "ray"), "job", "list")
+    assert "metagen-pocket" in listed.stdout and cluster.token not in listed.stdout
+
+
+@pytest.mark.parametrize("path", ["/", "/api/jobs/", "/api/version", "/nodes?view=summary", "/logical/actors"])
+def test_dashboard_and_jobs_are_refused_without_the_token(cluster: LocalCluster, path: str):
+    url = f"http://{cluster.net}.10:{JOBS_PORT}{path}"
+    without, wrong = status(cluster, url), status(cluster, url, "Authorization:Bearer 0000")
+    if path == "/":  # the page itself is empty without what it asks for
+        assert without in ("200", "401")
+        return
+    assert (without, wrong) in {("401", "403"), ("401", "401")}
+    assert status(cluster, url, f"Authorization:Bearer {cluster.token}") == "200"
+
+
+@pytest.mark.parametrize("mode", ["disabled", "token"])
+def test_gcs_is_refused_without_the_token(cluster: LocalCluster, mode: str):
+    done: subprocess.CompletedProcess = cluster.run("out", sys.executable, "-c", JOIN, f"{cluster.net}.10:6379", mode)
+    assert done.returncode != 0 and "uthenticat" in done.stderr, done.stderr[-1500:]
