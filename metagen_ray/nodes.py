@@ -26,6 +26,7 @@ SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and a
 GIB = 2**30
 TOLD_S = 30.0  # between two words about nodes that have not come
 LOOK_S = 1.0
+PATIENT_S = 20.0  # what is impossible for so long stays so
 RPC_S = 10.0
 SLACK = 1e-6  # shares of a CPU are sums of floats
 TRAIN, SERVE = "train", "serve"
@@ -74,7 +75,7 @@ def unplaced(wanted: Iterable[Bundle], nodes: Sequence[Node]) -> list[Bundle]:
     """The bundles that empty nodes have no room for; the largest are placed first, where least is left over."""
     free = [dict(node.resources) for node in nodes]
     left = []
-    for bundle in sorted(wanted, key=lambda b: (-b.resources.get("GPU", 0), -b.resources.get("CPU", 0))):
+    for bundle in sorted(wanted, key=_size):
         fitting = [n for n, node in enumerate(nodes) if _carries(node, free[n], bundle)]
         if not fitting:
             left.append(bundle)
@@ -163,33 +164,40 @@ def _check_totals(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> None:
 
 
 def _wait_for(wanted: Sequence[Bundle], asked: Sequence[Bundle], limit_s: float) -> None:
-    began = time.monotonic()
-    told = began
+    began = told = possible = time.monotonic()
     while left := unplaced(wanted, alive()):
-        waited, state = time.monotonic() - began, _autoscaling()
-        _refuse_impossible(asked, state)
-        if waited > limit_s:
+        now, state = time.monotonic(), _autoscaling()
+        if not (never := impossible(asked, state)):
+            possible = now
+        elif now - possible >= PATIENT_S:
+            raise MachineError(
+                f"this cluster's node types cannot hold the plan, however far it grows: {_counted(never)}; lower "
+                f"{_settings_of(never[0])}, or add a node type for {never[0]}, or more nodes (max_workers), to the "
+                "cluster's file"
+            )
+        if now - began > limit_s:
             raise MachineError(
                 f"nodes did not come within {limit_s:.0f} s: {_counted(left)} wait for one; {_coming(state)}. Look at "
                 "`ray status`, ask the cloud for quota, or raise resources.wait_for_nodes_s"
             )
-        if time.monotonic() - told > TOLD_S:
-            told = time.monotonic()
-            say(f"waiting for nodes, {waited:.0f} s: {_counted(left)}; {_coming(state)}")
+        if now - told > TOLD_S:
+            told = now
+            say(f"waiting for nodes, {now - began:.0f} s: {_counted(left)}; {_coming(state)}")
         time.sleep(LOOK_S)
 
 
-def _refuse_impossible(asked: Sequence[Bundle], state: Any) -> None:
-    """MachineError where the autoscaler says that none of its node types, or too few, could hold a bundle."""
+def impossible(asked: Sequence[Bundle], state: Any) -> list[Bundle]:
+    """All that was asked for, the largest first, where the autoscaler says that some of it could never be held.
+
+    It does not say which. It says so for a while too where nodes of an earlier study are still on their way out.
+    """
     shapes = {_key(b.resources, b.labels): b for b in asked}
     for constraint in state.infeasible_cluster_resource_constraints:
-        found = [shapes.get(_asked_key(each.request)) for each in constraint.resource_requests]
-        named = [bundle for bundle in found if bundle is not None]
-        if named and len(named) == len(found):  # what an earlier study asked for is another's matter
-            raise MachineError(
-                f"no node type of this cluster can hold {_counted(named)}, or it may not have enough nodes of it; "
-                f"lower {_settings_of(named[0])}, or add such a node type (max_workers) to the cluster's file"
-            )
+        found = [(shapes.get(_asked_key(each.request)), each.count) for each in constraint.resource_requests]
+        named = [bundle for bundle, count in found for _ in range(count) if bundle is not None]
+        if named and all(bundle is not None for bundle, _ in found):  # else it is what another study asked for
+            return sorted(named, key=_size)
+    return []
 
 
 def _asked_key(request: Any) -> tuple:
@@ -227,6 +235,11 @@ def _carries(node: Node, free: Mapping[str, float], bundle: Bundle) -> bool:
     return all(node.labels.get(name) == value for name, value in bundle.labels.items()) and all(
         amount <= free.get(name, 0.0) + SLACK for name, amount in bundle.resources.items()
     )
+
+
+def _size(bundle: Bundle) -> tuple[float, float]:
+    """Sorts the largest first."""
+    return -bundle.resources.get("GPU", 0.0), -bundle.resources.get("CPU", 0.0)
 
 
 def _shape(cpus: float, gpus: float) -> dict[str, float]:

@@ -94,7 +94,7 @@ def _fill(root: str, pool: int, settings: tuple[str, ...]) -> int:
     others = [(ASKED[n % 2], content_key({"another study's": n})) for n in range(pool - len(kept))]
     table = pa.Table.from_pylist([], schema=ANSWERS)
     with ThreadPoolExecutor(16) as threads:
-        for _ in threads.map(lambda pair: store.put_shard(*pair, table, {}), [*kept, *others]):
+        for _ in threads.map(lambda pair: store.put_shard(pair[0], pair[1], table, {}), [*kept, *others]):
             pass
     return len(kept)
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -100,4 +101,5 @@ def _slope(found: list[tuple[float, float]]) -> float | None:
     if len(warm) < 10:
         return None
     seconds, mib = zip(*warm, strict=True)
-    return round(3600 * float(theilslopes(mib, seconds, 0.95).high_slope), 1)
+    found_slope: Any = theilslopes(mib, seconds, 0.95)
+    return round(3600 * float(found_slope.high_slope), 1)

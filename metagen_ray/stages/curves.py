@@ -83,10 +83,11 @@ class Curves:
 
 def tensorboard_events(points: Sequence[Point], wall: float) -> bytes:
     """A TensorBoard file with the scalar `loss`; `wall` in seconds since 1970 stands at every point."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
+    # Generated, so no type checker knows them.
+    Event: Any = importlib.import_module("tensorboard.compat.proto.event_pb2").Event
+    Summary: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2").Summary
     file = io.BytesIO()
     writer = RecordWriter(file)
     writer.write(Event(wall_time=wall, file_version="brain.Event:2").SerializeToString())

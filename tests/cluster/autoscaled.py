@@ -21,9 +21,16 @@ from tests.cluster.study_apart import ON_TWO_WORKERS
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"
+HEAD_TYPE = "ray.head.default"  # the fake provider knows no other
 IDLE_MINUTES = 0.25
 SMALL = ("domains=4", "block_domains=4", "predict.samples=2", "analysis.resamples=100")
-SETTINGS = tuple(s for s in ON_TWO_WORKERS if not s.startswith("resources.port"))
+# Two nodes with room to spare: Ray's way of packing, smallest first or not, must find them enough, and one too few.
+NODE_CPUS = 3
+SETTINGS = (
+    *(s for s in ON_TWO_WORKERS if not s.startswith(("resources.port", "resources.cpus"))),
+    "resources.cpus_per_worker=1.2",
+    "resources.cpus_per_replica=1.2",
+)
 
 
 def inside(folder: Path) -> dict:
@@ -57,7 +64,7 @@ def main(folder: Path) -> None:
         "ran": ran,
         "nodes_at_submission": 1,
         "nodes_at_most": max(count for _, count in watch.seen),
-        "all_nodes_up_s": round(watch.first(3, began) - began, 1),
+        "all_nodes_up_s": watch.after(3, began),
         "study_s": round(ended - began, 1),
         "gone_after_end_s": round(gone - ended, 1),
     }
@@ -83,9 +90,9 @@ class Watch(threading.Thread):
             self.seen.append((time.monotonic(), sum(node["Alive"] for node in self._nodes())))
             time.sleep(0.5)
 
-    def first(self, count: int, since: float) -> float:
-        """When there were first so many."""
-        return next(at for at, found in self.seen if at >= since and found >= count)
+    def after(self, count: int, since: float) -> float | None:
+        """Seconds until there were first so many; None where there never were."""
+        return next((round(at - since, 1) for at, found in self.seen if at >= since and found >= count), None)
 
     def until(self, count: int, limit_s: float) -> float:
         """Wait until there are no more than so many; when that was."""
@@ -140,10 +147,10 @@ def cluster() -> dict:
         },
         "auth": {},
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
-            "cpu": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+            HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "min_workers": 0, "max_workers": 0},
+            "cpu": {"resources": {"CPU": NODE_CPUS}, "node_config": {}, "min_workers": 0, "max_workers": 2},
         },
-        "head_node_type": "head",
+        "head_node_type": HEAD_TYPE,
         "file_mounts": {},
         **{name: False if name == "file_mounts_sync_continuously" else [] for name in lists},
     }

@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
 ]
-SMALL = ("domains=8", "block_domains=4", "predict.samples=2", "analysis.resamples=100")
+SMALL = ("domains=4", "block_domains=2", "predict.samples=2", "analysis.resamples=100")
 ASK = """
 import sys, urllib.request, urllib.error
 try:
