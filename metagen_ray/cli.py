@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metagen_ray.errors import InputError, MachineError, Terminated, UserError
+from metagen_ray.progress import as_json, tell
 from metagen_ray.study import Study, load_study, parse_yaml, preset_names, study_from
 
 QUIET = {
@@ -32,17 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except UserError as error:
-        print(f"metagen: {error}", file=sys.stderr)
+        _print_error(str(error), error.exit_code)
         return error.exit_code
     except Terminated as ended:
-        print("metagen: ended by SIGTERM; what was done is kept, run the same command to go on", file=sys.stderr)
+        _print_error("ended by SIGTERM; what was done is kept, run the same command to go on", ended.exit_code)
         sys.stdout.flush()
         os._exit(ended.exit_code)  # threads that still wait for a cluster would hold the process
     except KeyboardInterrupt:
-        print("metagen: interrupted; run the same command again to go on", file=sys.stderr)
+        _print_error("interrupted; run the same command again to go on", 130)
         return 130
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def _print_error(message: str, exit_code: int) -> None:
+    if as_json():
+        tell(message, exit_code=exit_code)
+    else:
+        print(f"metagen: {message}", file=sys.stderr)
 
 
 def _terminate(*_: object) -> None:

@@ -14,7 +14,7 @@ import ray
 import ray.exceptions
 
 from metagen_ray.errors import MachineError
-from metagen_ray.nodes import ASKER_CPUS, GIB, autoscales, release
+from metagen_ray.nodes import ASKER_CPUS, GIB, SERVE, TRAIN, alive, autoscales, bundles, release, unplaced
 from metagen_ray.study import Resources, Study
 
 OBJECT_STORE_BYTES = 256 * 2**20  # paths and keys travel, not data
@@ -111,7 +111,7 @@ def app_host(need: Resources) -> str:
     if need.host:
         return need.host
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1 and not autoscales():
+    if len(nodes) == 1 and not autoscales() and not unplaced(bundles(need, (TRAIN, SERVE)), alive()):
         return LOOPBACK
     return next(node["NodeManagerAddress"] for node in nodes if HEAD in node["Resources"])
 

@@ -8,19 +8,21 @@ early.
 import importlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import RayError
 
 from metagen_ray.errors import MachineError
 from metagen_ray.progress import say
 from metagen_ray.study import Resources
 
+T = TypeVar("T")
 ASKER_CPUS = 0.1  # an actor that asks the app, and waits for it most of the time
 SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
 GIB = 2**30
@@ -28,6 +30,8 @@ TOLD_S = 30.0  # between two words about nodes that have not come
 LOOK_S = 1.0
 PATIENT_S = 20.0  # what is impossible for so long stays so
 RPC_S = 10.0
+RPC_ATTEMPTS = 3
+FIRST_REPORT_S = 60.0
 SLACK = 1e-6  # shares of a CPU are sums of floats
 TRAIN, SERVE = "train", "serve"
 
@@ -116,23 +120,23 @@ def check_fit(need: Resources, phases: Iterable[str] = (TRAIN, SERVE)) -> None:
 def hold(need: Resources, phases: Iterable[str], now: Iterable[str]) -> None:
     """Ask the autoscaler for the nodes of all `phases` still to come, and return once those of `now` are up.
 
-    Without an autoscaler this is a check. MachineError names what no node type can hold, or what did not come within
-    `need.wait_for_nodes_s`.
+    Without an autoscaler this is a check. MachineError names what the node types cannot hold, or what did not come
+    within `need.wait_for_nodes_s`.
     """
     phases, now = list(phases), list(now)
-    if not autoscales():
+    wanted = demand(need, now)
+    if not (autoscales() or _autoscales_soon(wanted)):
         if now:
-            check_fit(need, now)
+            check_fit(need, phases)
         return
-    asked = demand(need, phases)
-    _request(asked)
-    if now:
-        _wait_for(demand(need, now), asked, need.wait_for_nodes_s)
+    if unplaced(wanted, alive()):  # phases in turn may have shapes of which neither holds the other
+        _wait_for(wanted, need.wait_for_nodes_s)
+    _request(demand(need, phases))
 
 
 def release() -> None:
     """Ask the autoscaler for nothing any more; a head that is gone asks for nothing either."""
-    with suppress(RayError):
+    with suppress(RayError, MachineError):
         if ray.is_initialized() and autoscales():
             _request([])
 
@@ -140,6 +144,16 @@ def release() -> None:
 def autoscales() -> bool:
     """Whether the connected cluster has an autoscaler that has looked at it."""
     return _autoscaling().autoscaler_state_version > 0
+
+
+def _autoscales_soon(wanted: Sequence[Bundle]) -> bool:
+    """The same, after a while if need be: an autoscaler that has just been started has not looked yet."""
+    end = time.monotonic() + FIRST_REPORT_S
+    while is_autoscaler_v2(fetch_from_server=True) and unplaced(wanted, alive()) and time.monotonic() < end:
+        time.sleep(LOOK_S)
+        if autoscales():
+            return True
+    return False
 
 
 def alive() -> list[Node]:
@@ -163,11 +177,12 @@ def _check_totals(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> None:
             )
 
 
-def _wait_for(wanted: Sequence[Bundle], asked: Sequence[Bundle], limit_s: float) -> None:
+def _wait_for(wanted: Sequence[Bundle], limit_s: float) -> None:
     began = told = possible = time.monotonic()
+    _request(wanted)
     while left := unplaced(wanted, alive()):
         now, state = time.monotonic(), _autoscaling()
-        if not (never := impossible(asked, state)):
+        if not (never := impossible(wanted, state)):
             possible = now
         elif now - possible >= PATIENT_S:
             raise MachineError(
@@ -182,6 +197,7 @@ def _wait_for(wanted: Sequence[Bundle], asked: Sequence[Bundle], limit_s: float)
             )
         if now - told > TOLD_S:
             told = now
+            _request(wanted)  # there is one demand for all drivers of a cluster: another's end has taken ours away
             say(f"waiting for nodes, {now - began:.0f} s: {_counted(left)}; {_coming(state)}")
         time.sleep(LOOK_S)
 
@@ -219,16 +235,27 @@ def _coming(state: Any) -> str:
 
 
 def _request(asked: Sequence[Bundle]) -> None:
-    request_resources(
-        bundles=[dict(b.resources) for b in asked], bundle_label_selectors=[dict(b.labels) for b in asked] or None
-    )
+    resources, labels = [dict(b.resources) for b in asked], [dict(b.labels) for b in asked]
+    _patiently(lambda: request_resources(bundles=resources, bundle_label_selectors=labels or None))
 
 
 def _autoscaling() -> Any:
     raylet: Any = importlib.import_module("ray._raylet")  # compiled, as the messages are: no type checker knows them
     messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
-    told = raylet.GcsClient(address=ray.get_runtime_context().gcs_address).get_cluster_status(timeout_s=RPC_S)
+    address = ray.get_runtime_context().gcs_address
+    told = _patiently(lambda: raylet.GcsClient(address=address).get_cluster_status(timeout_s=RPC_S))
     return messages.GetClusterStatusReply.FromString(told).autoscaling_state
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask the head, again where it does not answer; MachineError where it does not for long."""
+    for attempt in range(RPC_ATTEMPTS):
+        try:
+            return ask()
+        except RayError as error:
+            failure = error
+            time.sleep(2**attempt)
+    raise MachineError(f"the head does not answer: {' '.join(str(failure).split())[:200]}; look whether it is up")
 
 
 def _carries(node: Node, free: Mapping[str, float], bundle: Bundle) -> bool:

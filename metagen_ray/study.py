@@ -138,7 +138,10 @@ class Resources(Section):
     )
     zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
     replicas: int = Field(default=1, ge=1, description="serving replicas")
-    gpus_per_replica: float = Field(default=0, ge=0, description="GPUs of one replica; 0 serves on CPU")
+    max_replicas: int | None = Field(default=None, ge=1, description="replicas under load; unset keeps `replicas`")
+    gpus_per_replica: float = Field(
+        default=0, ge=0, description="GPUs of one replica; 0 serves on CPU, more than one is tensor parallel"
+    )
     cpus_per_replica: float = Field(default=1, gt=0, description="CPUs of one replica")
     kv_cache_gib: float = Field(default=0.25, gt=0, description="KV cache of a CPU replica, GiB")
     shards_at_once: int = Field(
@@ -188,6 +191,13 @@ class Resources(Section):
     def asked_at_once(self) -> int:
         """Shards that are asked at the same time, by all askers."""
         return self.askers * self.shards_at_once
+
+    @field_validator("gpus_per_replica")
+    @classmethod
+    def _whole_gpus(cls, given: float) -> float:
+        if given > 1 and given != int(given):
+            raise ValueError(f"{given:g} GPUs: a replica takes a share of one GPU, or whole ones")
+        return given
 
     @field_validator("overlap", mode="before")
     @classmethod

@@ -74,7 +74,7 @@ async def _load(app: App, keys: list[str], seconds: float, prompts: int) -> dict
         "seconds": round(spent),
         "prompts": asked,
         "answers": answers,
-        "errors": 0,  # the first would have ended this
+        "repeated": dict(client.retried),  # what is not repaired by asking again would have ended this
         "answers_per_s": round(answers / spent),
         "mib_at_end": {name: round(found[-1][1]) for name, found in memory.items()},
         "mib_an_hour_at_most": {name: _slope(found) for name, found in memory.items()},

@@ -109,22 +109,24 @@ def test_what_no_node_type_can_hold_is_refused_by_name_and_what_others_asked_for
     assert nodes.impossible(asked, state_of(*asked)) == asked
     assert nodes.impossible(asked, state_of(Bundle("another", {"CPU": 64.0}))) == []
     monkeypatch.setattr(nodes, "alive", list)
+    monkeypatch.setattr(nodes, "_request", lambda wanted: None)
     monkeypatch.setattr(nodes, "PATIENT_S", 0.0)
     monkeypatch.setattr(nodes, "LOOK_S", 0.0)
     monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(*asked))
     with pytest.raises(MachineError, match=r"add a node type for a training worker \(0.8 CPU, 8 GPU, market=spot\)"):
-        nodes._wait_for(asked, asked, 60.0)
+        nodes._wait_for(asked, 60.0)
     monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(Bundle("another", {"CPU": 64.0})))
     with pytest.raises(
         MachineError, match=r"nodes did not come within 0 s: 2 x a training worker .*no node on the way"
     ):
-        nodes._wait_for(asked, asked, 0.0)
+        nodes._wait_for(asked, 0.0)
 
 
 def test_what_is_impossible_while_old_nodes_go_is_waited_for(monkeypatch):
     asked = bundles(need(), [TRAIN])
     looks = iter([[], [], [Node({"CPU": 1.0})]])
     monkeypatch.setattr(nodes, "alive", lambda: next(looks))
+    monkeypatch.setattr(nodes, "_request", lambda wanted: None)
     monkeypatch.setattr(nodes, "LOOK_S", 0.0)
     monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(*asked))
-    nodes._wait_for(asked, asked, 60.0)
+    nodes._wait_for(asked, 60.0)

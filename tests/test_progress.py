@@ -3,6 +3,7 @@
 import json
 
 from metagen_ray import progress
+from metagen_ray.cli import main
 from metagen_ray.progress import Progress, about, say, tell
 
 
@@ -30,3 +31,12 @@ def test_every_line_for_programs_is_an_object_with_run_stage_and_shard(capsys, m
     }  # fmt: skip
     assert (last["run"], last["stage"], last["done"], last["planned"]) == ("pocket-1", "judge", 2, 2)
     assert shard["time"] <= last["time"]
+
+
+def test_error_that_ends_a_command_is_an_object_too(capsys, monkeypatch):
+    monkeypatch.setenv("METAGEN_LOG", "json")
+    monkeypatch.setattr(progress, "_about", {})
+    code = main(["plan", "no-such-study"])
+    told = capsys.readouterr()
+    line = json.loads(told.out)
+    assert code != 0 and line["exit_code"] == code and "no-such-study" in line["message"] and not told.err

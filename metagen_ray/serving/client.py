@@ -62,6 +62,7 @@ class Client:
         self.limits = limits
         self._served: Counter[str] = Counter()
         self._cached = 0
+        self.retried: Counter[str] = Counter()  # attempts that were repeated, by what the one before gave
         self._slots = asyncio.Semaphore(limits.in_flight)
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"} if token else {},
@@ -185,6 +186,7 @@ class Client:
         reason = ""
         for attempt in range(self.limits.attempts):
             if attempt:
+                self.retried[reason[:80]] += 1
                 await asyncio.sleep(min(15.0, self.limits.backoff_s * 2 ** (attempt - 1)) * random.uniform(0.75, 1.25))
             try:
                 async with self._slots:

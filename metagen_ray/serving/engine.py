@@ -228,6 +228,8 @@ def engine_settings(spec: ServingSpec) -> dict[str, Any]:
         "disable_log_stats": True,
         "trust_remote_code": False,
     }
+    if spec.gpus_per_replica > 1:  # all on the replica's node, which its one bundle sees to
+        settings |= {"tensor_parallel_size": int(spec.gpus_per_replica), "distributed_executor_backend": "mp"}
     if not spec.gpus_per_replica:
         settings |= {
             "dtype": "float32",

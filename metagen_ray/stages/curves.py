@@ -1,6 +1,7 @@
 """The curves of a run's trainings: metrics.jsonl and a TensorBoard file beside the run, trackers where wished.
 
-A tracker that fails is told of once and then left alone: no study ends for want of a curve.
+A tracker that fails is told of once and then left alone, as is a curve that cannot be written: no study ends for want
+of one.
 """
 
 import importlib
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from metagen_ray.errors import InputError
+from metagen_ray.errors import InputError, StoreError
 from metagen_ray.progress import say
 from metagen_ray.store import Store
 
@@ -49,6 +50,8 @@ class Curves:
     def write(self, stage: str, name: str, losses: Sequence[float]) -> None:
         """A finished training: its loss after each optimizer step."""
         points = list(enumerate(losses, 1))
+        if not points:  # it stood in the store already, with its curve
+            return
         self._put(stage, name, points)
         for tracker in list(self._trackers):
             self._try(tracker, lambda t: t.curve(stage, name, points))
@@ -70,8 +73,11 @@ class Curves:
     def _put(self, stage: str, name: str, points: Sequence[Point]) -> None:
         folder = f"studies/{self._run}/training/{stage}/{name}"
         lines = (json.dumps({"stage": stage, "training": name, "step": s, "loss": loss}) for s, loss in points)
-        self._store.write_doc(f"{folder}/metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
-        self._store.write_doc(f"{folder}/{EVENTS}", tensorboard_events(points, time.time()))
+        try:
+            self._store.write_doc(f"{folder}/metrics.jsonl", "".join(f"{line}\n" for line in lines).encode())
+            self._store.write_doc(f"{folder}/{EVENTS}", tensorboard_events(points, time.time()))
+        except StoreError as error:
+            say(f"the curve of {stage} {name} is not kept: {error}")
 
     def _try(self, name: str, do: Callable[[Tracker], None]) -> None:
         try:

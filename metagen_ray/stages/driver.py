@@ -120,7 +120,7 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
             cluster.reach(address)
             nodes.hold(need, phases, phases if need.phases == "together" else phases[:1])
         side_by_side = not only and cluster.overlaps(plan.study)
-        with _Serving(plan, ledger) as app:
+        with _Serving(plan, ledger, eager=need.phases == "together" and nodes.SERVE in phases) as app:
             if side_by_side:
                 try:
                     _side_by_side(plan, status, ledger, app, check)
@@ -202,12 +202,12 @@ def _write_index(plan: Plan) -> None:
 
 
 class _Serving:
-    """The app, waited for by whoever asks it; it comes up in the background at once or, in turn, when first asked."""
+    """The app, waited for by whoever asks it; `eager`: up in the background at once, not when first asked."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
+    def __init__(self, plan: Plan, ledger: Ledger, eager: bool) -> None:
         self._plan, self._ledger = plan, ledger
         self._threads = ThreadPoolExecutor(1, "deploy")
-        self._app = None if plan.study.resources.phases == "in_turn" else self._start()
+        self._app = self._start() if eager else None
 
     def __enter__(self) -> "_Serving":
         return self

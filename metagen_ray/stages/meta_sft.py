@@ -34,6 +34,7 @@ def run(plan: Plan, versions: Mapping[str, str], on_step: OnStep) -> MetaResult:
         "tokens": result.tokens,
         "train_seconds": result.seconds,
         "nodes": list(result.nodes),
+        "resumed_after_steps": result.resumed,
         "fingerprint": study.fingerprint(),
         "versions": dict(versions),
     }

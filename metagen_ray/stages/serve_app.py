@@ -31,6 +31,7 @@ def spec(plan: Plan, host: str = cluster.LOOPBACK) -> ServingSpec:
         max_lora_rank=_allowed_rank(study.object_sft.rank),
         max_model_len=context.base.context_tokens,
         replicas=resources.replicas,
+        max_replicas=resources.max_replicas,
         cpus_per_replica=resources.cpus_per_replica,
         gpus_per_replica=resources.gpus_per_replica,
         kv_cache_gib=resources.kv_cache_gib,

@@ -92,6 +92,9 @@ def run_lanes(
     outcomes: dict[str, Outcome] = {}
 
     def finished(outcome: Outcome) -> None:
+        earlier = outcomes.get(outcome.key)
+        if earlier is not None and earlier.ok:  # a lane that was started again tells of all that it finds done
+            return
         outcomes[outcome.key] = outcome
         if on_progress:
             on_progress(outcome)
@@ -164,8 +167,8 @@ class _Runs:
     def __enter__(self) -> "_Runs":
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
-        if len(ray.nodes()) == 1:  # nothing to be warned of; the watcher is a process of 115 MiB
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # With one node there is nothing to be warned of; the watcher is a process of 115 MiB.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if len(ray.nodes()) == 1 else "1"
         self.scratch = tempfile.TemporaryDirectory(prefix="metagen-train-", ignore_cleanup_errors=True)
         self.queue = Queue(actor_options={"num_cpus": 0})
         return self

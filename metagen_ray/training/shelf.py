@@ -39,26 +39,33 @@ class StoreShelf:
         self.every_s = min(self.every_s, HURRIED_S)
 
     def save(self, steps: int, files: Mapping[str, bytes]) -> None:
-        """Keep the stand after `steps` steps, and let go of all but the one before."""
-        store = open_store(self.store_root)
-        earlier = self._kept(store)
-        store.put_files(STAGE, self._name(steps), files, {"meta": self.key, "steps": steps})
-        self._saved = time.monotonic()
-        for name in earlier[1:]:
-            store.discard(STAGE, name)
+        """Keep the stand after `steps` steps, and let go of all but the one before.
 
-    def load(self) -> dict[str, bytes] | None:
-        """Files of the latest stand that is whole."""
-        store = open_store(self.store_root)
-        for name in self._kept(store):
-            with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
-                try:
-                    store.fetch_files(STAGE, name, Path(folder))
-                except StoreError as error:
-                    say(f"meta_sft: a checkpoint cannot be read and is passed over: {error}")
-                    continue
-                return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-        return None
+        One that cannot be kept is told of and left out: the training is worth more, and others wait for this rank.
+        """
+        self._saved = time.monotonic()
+        try:
+            store = open_store(self.store_root)
+            earlier = self._kept(store)
+            store.put_files(STAGE, self._name(steps), files, {"meta": self.key, "steps": steps})
+            for name in earlier[1:]:
+                store.discard(STAGE, name)
+        except StoreError as error:
+            say(f"meta_sft: a checkpoint is not kept: {error}")
+
+    def names(self) -> list[str]:
+        """What `read` takes, the latest first."""
+        return self._kept(open_store(self.store_root))
+
+    def read(self, name: str) -> dict[str, bytes] | None:
+        """Files of a stand; None where they cannot be read whole."""
+        with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
+            try:
+                open_store(self.store_root).fetch_files(STAGE, name, Path(folder))
+            except StoreError as error:
+                say(f"meta_sft: a checkpoint cannot be read and is passed over: {error}")
+                return None
+            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
     def clear(self) -> None:
         """Let go of all stands; the adapter is committed."""

@@ -1,7 +1,7 @@
 """A long training between two steps, as files: what it needs to go on. Knows no store; the caller brings the shelf."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -16,7 +16,7 @@ KEPT = "kept:"
 
 
 class Shelf(Protocol):
-    """Where stands are kept; the latest counts. Every rank loads; rank 0 asks whether one is due, and saves."""
+    """Where stands are kept; the latest counts. Every rank reads; rank 0 asks whether one is due, and saves."""
 
     def due(self) -> bool:
         """Whether the training should be saved now, also in the middle of an epoch."""
@@ -30,8 +30,12 @@ class Shelf(Protocol):
         """Keep the stand after `steps` optimizer steps; earlier ones are not needed any more."""
         ...
 
-    def load(self) -> Mapping[str, bytes] | None:
-        """Files of the latest stand."""
+    def names(self) -> Sequence[str]:
+        """What `read` takes, the latest first."""
+        ...
+
+    def read(self, name: str) -> Mapping[str, bytes] | None:
+        """Files of a stand; None where they cannot be read."""
         ...
 
 
@@ -54,11 +58,16 @@ class Stand:
         return {TENSORS: save(tensors), REST: json.dumps(rest | {"updates": taken.updates}).encode()}
 
 
-def load_stand(shelf: Shelf | None) -> Stand | None:
-    """The latest stand on a shelf, if there is one."""
-    files = shelf.load() if shelf else None
-    if files is None:
-        return None
+def load_stand(shelf: Shelf | None, any_rank: Callable[[bool], bool]) -> Stand | None:
+    """The latest stand on a shelf that every rank can read, if there is one."""
+    for name in shelf.names() if shelf else ():
+        files = shelf.read(name) if shelf else None
+        if not any_rank(files is None) and files is not None:
+            return _stand_of(files)
+    return None
+
+
+def _stand_of(files: Mapping[str, bytes]) -> Stand:
     rest, tensors = json.loads(files[REST]), load(files[TENSORS])
     kept = {name.removeprefix(KEPT): tensor for name, tensor in tensors.items() if name.startswith(KEPT)}
     snapshot = Snapshot(tensors["flat"], tensors["first"], tensors["second"], rest["updates"])

@@ -160,7 +160,7 @@ class MetaResult:
     """A trained meta adapter and its log.
 
     `inner_losses` is the loss on the held-out trees after each epoch; `epoch` the one whose adapter this is, from 1.
-    `nodes` are those of its workers by rank, where the caller knows them.
+    `resumed` is after how many steps it went on; `nodes` are those of its workers by rank, where the caller knows them.
     """
 
     files: Files
@@ -169,6 +169,7 @@ class MetaResult:
     inner_losses: list[float]
     tokens: int
     seconds: float
+    resumed: int = 0
     nodes: tuple[str, ...] = ()
 
 
@@ -192,7 +193,7 @@ def train_meta(
     if keep_best and not inner_trees:
         raise ValueError("keep_best chooses by the loss on inner_trees; give some")
     engine = trainer.engine
-    stand = load_stand(shelf)
+    stand = load_stand(shelf, engine.any_rank)
     if stand is not None:
         engine.restore(stand.snapshot, recipe.weight_decay)
     inner = stand.inner_losses if stand else []
@@ -224,9 +225,10 @@ def train_meta(
         if shelf:
             save(log)
 
+    resumed = len(stand.log.losses) if stand else 0
     log = train_epochs(engine, epochs, recipe, seed, on_step, after_epoch, stand.log if stand else None, between)
     epoch, adapter = kept[0]
-    return MetaResult(trainer.files(adapter), epoch, log.losses, inner, log.tokens, log.seconds)
+    return MetaResult(trainer.files(adapter), epoch, log.losses, inner, log.tokens, log.seconds, resumed)
 
 
 def throttled(on_step: OnStep, every_s: float = 0.5) -> OnStep:

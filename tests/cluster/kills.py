@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,16 @@ TRAINING, ASKING = ("object_sft", "meta_sft"), ("ground_truth", "predict untrain
 ANY = (*TRAINING, *ASKING)
 LIMIT_S = 900
 LINK_DOWN_S = 30
+NOTICE_S = 25  # what a cloud gives a node that it takes back
+DRAIN = """
+import subprocess, sys
+import ray
+ray.init(address=sys.argv[1], logging_level="ERROR")
+(node,) = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[2]]
+told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+until = ["--deadline-remaining-seconds", sys.argv[4]]
+subprocess.run([sys.argv[3], "drain-node", "--address", sys.argv[1], "--node-id", node, *told, *until], check=True)
+"""
 TITLES = {
     "driver": "metagen_ray.cli run study.yaml",
     "lane worker": "ray::RayTrainWorker",
@@ -114,6 +125,18 @@ def _unplug_for_good(struck: Struck) -> None:
     struck.cluster.link(struck.worker(), "down")
 
 
+def _take_back(struck: Struck) -> None:
+    """A notice, and the end of the node when its time is up, as spot nodes have it."""
+    node = struck.worker()
+    address, ray = f"{struck.cluster.net}.10:6379", str(Path(sys.executable).parent / "ray")
+    told = struck.cluster.run(
+        "head", sys.executable, "-c", DRAIN, address, struck.cluster.address(node), ray, str(NOTICE_S)
+    )
+    assert told.returncode == 0, told.stdout + told.stderr
+    time.sleep(NOTICE_S)
+    struck.cluster.kill(node)
+
+
 def _lose_head(struck: Struck) -> None:
     struck.cluster.kill("head")
     struck.follower.kill()
@@ -135,6 +158,7 @@ FAULTS: Mapping[str, Fault] = {
     "node": Fault(_cut_power, ANY),
     "network 30 s": Fault(_unplug, ANY),
     "network for good": Fault(_unplug_for_good, ANY),
+    "preemption": Fault(_take_back, ("meta_sft",)),
     "head": Fault(_lose_head, ANY, again=True),
 }
 
@@ -145,8 +169,8 @@ def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
     with LocalCluster(WORKERS) as cluster:
         struck, began = Struck(cluster, rng, room), time.monotonic()
         stage = struck.wait_for(fault.stages)
-        before, at = struck.committed(), time.monotonic()
         fault.strike(struck)
+        before, at = struck.committed(), time.monotonic()
         if fault.again:
             if struck.follower.poll() is None:
                 struck.follower.wait(120)

@@ -35,7 +35,9 @@ def three_nodes() -> Mapping[str, object]:
         }
     alone = here((*SIXTEEN, *TWO_REPLICAS), Path(folder) / "alone")
     assert gap < 1e-4, f"losses of the resumed meta-SFT differ by {gap}"
-    return {**figures, "one_node_wall_s": round(alone.seconds), "rmse_gap": _rmse_gap(apart.rmse(), alone.rmse())}
+    rmse = _rmse_gap(apart.rmse(), alone.rmse())
+    assert rmse["mean"] < rmse["floor"], rmse
+    return {**figures, "one_node_wall_s": round(alone.seconds), "rmse_gap": rmse}
 
 
 def _rmse_gap(one: Mapping, other: Mapping) -> dict[str, float]:
@@ -63,7 +65,7 @@ def _resumed_gap(cluster: LocalCluster, ran: Ran, room: Path) -> float:
     on_one = [s for s in ON_TWO_WORKERS if "meta_workers" not in s]
     again = submitted(cluster, (*SIXTEEN, *on_one), room / "again.log")
     record = again.meta_record()
-    assert len(record["nodes"]) == 1 and len(record["losses"]) == len(whole)
+    assert len(record["nodes"]) == 1 and 0 < record["resumed_after_steps"] < len(whole) == len(record["losses"])
     return float(np.abs(np.array(record["losses"]) - np.array(whole)).max())
 
 

@@ -148,7 +148,12 @@ def test_steps_one_by_one_give_the_study_and_one_too_early_is_refused(head, tmp_
         assert done.returncode == 0, done.stdout[-3000:]
         assert not list(tmp_path.glob("studies/*/report/index.html"))
     assert step("evaluate").returncode == 0
-    assert list(tmp_path.glob("studies/*/report/index.html"))
+    (report,) = tmp_path.glob("studies/*/report/index.html")
+    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/status.py"]
+    told = subprocess.run(
+        [*command, report.parents[1].name, "--store", str(tmp_path)], cwd=ROOT, env=head, capture_output=True, text=True
+    )
+    assert told.returncode == 0 and ": finished (last word" in told.stdout, told.stdout[-2000:]
 
 
 def test_doctor_and_serve_and_down_on_a_real_head(head, tmp_path):

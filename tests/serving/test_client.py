@@ -106,9 +106,12 @@ def test_complete_no_prompts_gives_no_answers():
 
 @pytest.mark.parametrize("fault", [status(500), status(503), status(429), half, short, Exchange.hang], ids=str)
 def test_complete_a_passing_fault_is_retried(fault):
+    async def complete(client: Client):
+        return await client.complete("m", [[1], [2]], max_tokens=4), client.retried.total()
+
     with scripted_server(in_turn([fault, fault, ok])) as url:
-        answers = ask(url, lambda c: c.complete("m", [[1], [2]], max_tokens=4))
-    assert [a[0].text for a in answers] == ["1:0", "2:0"]
+        answers, retried = ask(url, complete)
+    assert [a[0].text for a in answers] == ["1:0", "2:0"] and retried == 2
 
 
 @pytest.mark.parametrize("fault", [status(500, "engine died"), half, short, Exchange.hang], ids=str)

@@ -220,8 +220,8 @@ def test_shelf_keeps_two_stands_passes_over_a_damaged_one_and_clears_all(tmp_pat
         shelf.save(steps, {"stand.json": str(steps).encode()})
     blobs = sorted((root / "pool" / "blobs").iterdir())
     assert len(list((root / "pool" / "checkpoint").iterdir())) == len(blobs) == 2
-    assert shelf.load() == {"stand.json": b"9"}
+    assert shelf.read(shelf.names()[0]) == {"stand.json": b"9"}
     next(b for b in blobs if b.read_bytes() == b"9").unlink()
-    assert shelf.load() == {"stand.json": b"5"}
+    assert [shelf.read(name) for name in shelf.names()] == [None, {"stand.json": b"5"}]
     shelf.clear()
-    assert shelf.load() is None and not list((root / "pool" / "blobs").iterdir())
+    assert not shelf.names() and not list((root / "pool" / "blobs").iterdir())

@@ -1,0 +1,13 @@
+"""How far a run is, for whoever reaches the head and not the store.
+
+    ray job submit -- python jobs/status.py RUN --store STORE
+
+Takes what `metagen status` takes, and ends with its exit code.
+"""
+
+import sys
+
+from metagen_ray.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["status", *sys.argv[1:]]))
