@@ -87,5 +87,5 @@ def test_study_from_resolved_values_is_equal():
 
 def test_replica_takes_a_share_of_one_gpu_or_whole_ones():
     assert load_study("pocket", ["resources.gpus_per_replica=0.5"]).resources.gpus_per_replica == 0.5
-    with pytest.raises(InputError, match="1.5 GPUs: a replica takes a share of one GPU, or whole ones"):
+    with pytest.raises(InputError, match=r"1\.5 GPUs: a replica takes a share of one GPU, or whole ones"):
         load_study("pocket", ["resources.gpus_per_replica=1.5"])

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ TRAINING, ASKING = ("object_sft", "meta_sft"), ("ground_truth", "predict untrain
 ANY = (*TRAINING, *ASKING)
 LIMIT_S = 900
 LINK_DOWN_S = 30
+DISK_MIB, DISK_FULL_S = 512, 30
 NOTICE_S = 25  # what a cloud gives a node that it takes back
 DRAIN = """
 import subprocess, sys
@@ -51,11 +53,12 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What is struck, in which stages, and whether the study must be submitted again."""
+    """What is struck, in which stages; whether the study must, or may have to be, submitted again."""
 
     strike: Callable[["Struck"], None]
     stages: tuple[str, ...]
     again: bool = False
+    again_if_failed: bool = False
 
 
 class Struck:
@@ -125,6 +128,16 @@ def _unplug_for_good(struck: Struck) -> None:
     struck.cluster.link(struck.worker(), "down")
 
 
+def _fill_disk(struck: Struck) -> None:
+    """Nothing can be written for a while."""
+    ballast = struck.cluster.store / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**20))
+    time.sleep(DISK_FULL_S)
+    ballast.unlink()
+
+
 def _take_back(struck: Struck) -> None:
     """A notice, and the end of the node when its time is up, as spot nodes have it."""
     node = struck.worker()
@@ -158,6 +171,7 @@ FAULTS: Mapping[str, Fault] = {
     "node": Fault(_cut_power, ANY),
     "network 30 s": Fault(_unplug, ANY),
     "network for good": Fault(_unplug_for_good, ANY),
+    "disk full": Fault(_fill_disk, ANY, again_if_failed=True),
     "preemption": Fault(_take_back, ("meta_sft",)),
     "head": Fault(_lose_head, ANY, again=True),
 }
@@ -166,7 +180,7 @@ FAULTS: Mapping[str, Fault] = {
 def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
     """One run: figures of how it went. AssertionError where it does not end whole."""
     fault, rng = FAULTS[kind], random.Random(f"{kind} {seed}")
-    with LocalCluster(WORKERS) as cluster:
+    with LocalCluster(WORKERS, store_mib=DISK_MIB) as cluster:
         struck, began = Struck(cluster, rng, room), time.monotonic()
         stage = struck.wait_for(fault.stages)
         fault.strike(struck)
@@ -176,12 +190,16 @@ def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
                 struck.follower.wait(120)
             struck.follower = struck.submit()
         recovered = _next_commit(struck, before, at)
-        code = struck.follower.wait(LIMIT_S)
+        code, resubmitted = struck.follower.wait(LIMIT_S), fault.again
+        if code and fault.again_if_failed:
+            struck.follower, resubmitted = struck.submit(), True
+            code = struck.follower.wait(LIMIT_S)
         assert code == 0, f"{kind} in {stage}: exit code {code}: {struck.log.read_text()[-3000:]}"
         return {
             "stage": stage,
             "seconds": round(time.monotonic() - began, 1),
             "recovered_s": recovered,
+            "submitted_again": resubmitted,
             "failed_shards": struck.log.read_text().count('"shard failed"'),
             **whole(struck.study),
         }

@@ -26,13 +26,13 @@ def missing() -> str:
 class LocalCluster:
     """A head and workers, each with its own address, host name and /tmp; `out` is a machine outside of it."""
 
-    def __init__(self, workers: int = 2, cpus: float = 1) -> None:
+    def __init__(self, workers: int = 2, cpus: float = 1, store_mib: int | None = None) -> None:
         self.name = f"t{os.getpid() % 1000}"
         self.net = f"10.{100 + os.getpid() % 100}.7"
         self.room = Path(f"/var/tmp/metagen-local-{self.name}")
         self.store = Path(f"/var/tmp/metagen-store-{self.name}")  # the disk that all nodes share
         self.head = f"http://{self.net}.10:{JOBS_PORT}"
-        self._size = str(workers), str(cpus)
+        self._size, self._store_mib = (str(workers), str(cpus)), store_mib
         self.workers = [f"w{n}" for n in range(1, workers + 1)]
         self._env = {
             **os.environ,
@@ -42,11 +42,17 @@ class LocalCluster:
         }
 
     def __enter__(self) -> Self:
+        if self._store_mib is not None:  # a disk of its own, which can be filled
+            self.store.mkdir()
+            options = ["-t", "tmpfs", "-o", f"size={self._store_mib}m", "tmpfs", str(self.store)]
+            subprocess.run(["mount", *options], check=True)
         self._do("up", *self._size)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._do("down")
+        if self._store_mib is not None:
+            subprocess.run(["umount", "-l", str(self.store)], check=True)
         shutil.rmtree(self.store, ignore_errors=True)
 
     @property
