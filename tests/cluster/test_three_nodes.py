@@ -63,7 +63,7 @@ def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_p
     assert set(ran.meta_record()["nodes"]) == workers
     requests, shards = ran.figures("requests to "), ran.figures("shards on ")
     assert set(requests) == set(shards) == workers
-    # A study so small has 38 requests, which go by their sessions; 16 domains are spread evenly (tests/cluster/pieces.py).
+    # A study so small has 38 requests, which go by their sessions; the proof piece has 16 domains.
     assert all(count / requests.total() >= 0.25 for count in requests.values()), requests
     assert all(count / shards.total() >= 0.25 for count in shards.values()), shards
     _no_secret(cluster, log)
