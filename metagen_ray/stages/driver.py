@@ -35,8 +35,8 @@ from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.status import Status, repair
 from metagen_ray.study import Study
 
-LEASE_TTL_S = 40.0  # a renewal waits for the disk; a loaded one has taken 15 s
-LEASE_WAIT_S = 50.0  # a killed driver's lease runs out meanwhile
+LEASE_TTL_S = 60.0  # a renewal waits for the disk; a loaded one has taken 15 s, and once 40
+LEASE_WAIT_S = 70.0  # a killed driver's lease runs out meanwhile
 PACKAGES = ("ray", "torch", "transformers", "peft", "deepspeed", "numpy", "pyarrow")
 
 
