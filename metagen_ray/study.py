@@ -177,6 +177,12 @@ class Resources(Section):
         "their own",
     )
 
+    @model_validator(mode="after")
+    def _replicas_fit(self) -> "Resources":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas ({self.max_replicas}) must be at least replicas ({self.replicas})")
+        return self
+
     @property
     def threads(self) -> int:
         """Torch threads of one training worker."""

@@ -1,6 +1,6 @@
 """A pool of many shards: what `plan`, `status` and the first look of a resumed driver cost, on disk and on S3.
 
-The study has a shard for every cell, 42,320 of them; a pool of 100,000 also holds shards of other studies. Of the
+The larger study has a shard for every cell, 42,100 of them, the smaller one 8,420; shards of others fill the pool. Of the
 study's own shards one in a hundred is missing, as after a driver that was killed.
 """
 

@@ -85,7 +85,9 @@ def test_study_from_resolved_values_is_equal():
     assert study_from(Study().model_dump(mode="json"), "here") == Study()
 
 
-def test_replica_takes_a_share_of_one_gpu_or_whole_ones():
+def test_replicas_and_their_gpus_that_cannot_be_are_refused():
     assert load_study("pocket", ["resources.gpus_per_replica=0.5"]).resources.gpus_per_replica == 0.5
+    with pytest.raises(InputError, match=r"max_replicas \(1\) must be at least replicas \(2\)"):
+        load_study("pocket", ["resources.replicas=2", "resources.max_replicas=1"])
     with pytest.raises(InputError, match=r"1\.5 GPUs: a replica takes a share of one GPU, or whole ones"):
         load_study("pocket", ["resources.gpus_per_replica=1.5"])

@@ -3,6 +3,7 @@
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def _resumed_gap(cluster: LocalCluster, ran: Ran, room: Path) -> float:
     begun = cluster.start("out", *submission(cluster, (*SIXTEEN, *ON_TWO_WORKERS)), log=room / "begun.log")
     while not store.keys("checkpoint"):
         assert begun.poll() is None, (room / "begun.log").read_text()[-3000:]
+        time.sleep(0.2)
     for pid in cluster.processes(TITLES["driver"]):
         os.kill(pid, signal.SIGKILL)
     begun.wait(120)
