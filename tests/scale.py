@@ -1,7 +1,7 @@
 """A pool of many shards: what `plan`, `status` and the first look of a resumed driver cost, on disk and on S3.
 
-The larger study has a shard for every cell, 42,100 of them, the smaller one 8,420; shards of others fill the pool. Of the
-study's own shards one in a hundred is missing, as after a driver that was killed.
+The larger study has a shard for every cell, 42,100 of them, the smaller one 8,420; shards of others fill the pool. Of
+the study's own shards one in a hundred is missing, as after a driver that was killed.
 """
 
 import os
@@ -100,11 +100,22 @@ def _fill(root: str, pool: int, settings: tuple[str, ...]) -> int:
 
 def _cost(command: list[str]) -> tuple[float, int]:
     """Seconds of a command and its peak of resident memory, MiB."""
-    began = time.monotonic()
+    began, peak = time.monotonic(), 0
     with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
-        _, status, usage = os.wait4(process.pid, 0)
+        while process.poll() is None:
+            peak = max(peak, _peak_kib(process.pid))
+            time.sleep(0.02)
         seconds = round(time.monotonic() - began, 2)
         told.seek(0)
-        assert os.waitstatus_to_exitcode(status) == 0, told.read().decode()[-2000:]
-    return seconds, usage.ru_maxrss // 1024
+        assert process.returncode == 0, told.read().decode()[-2000:]
+    return seconds, peak // 1024
+
+
+def _peak_kib(pid: int) -> int:
+    """The peak so far, of the program alone: what wait4 tells begins with the size of whoever forked it."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
