@@ -17,7 +17,7 @@ from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, pack, plain_row
 from metagen_ray.training.score import score
 from tests.tiny import make_tiny_model
-from tests.training.peft_alone import PARITY, largest_gap, peft_weights, relative_gap, stock_peft, train_peft
+from tests.training.peft_alone import PARITY, PARITY_FP64, largest_gap, peft_weights, relative_gap, stock_peft, train_peft
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +64,25 @@ def trained(engine: PlainEngine, members: list[Member]) -> list[tuple[Adapter, T
 
 @pytest.mark.parametrize("count", [1, 4, 16])
 @pytest.mark.parametrize("wide", [False, True], ids=["split", "wide"])
-def test_bank_every_adapter_equals_peft_alone(model_dir: Path, tmp_path: Path, count: int, wide: bool) -> None:
+@pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
+def test_bank_every_adapter_equals_peft_alone(
+    model_dir: Path, tmp_path: Path, count: int, wide: bool, double: bool
+) -> None:
     members = mixed_members(count)
     engine = bank_engine(model_dir, members)
     engine.model.wide = wide
     engine.model.pack_tokens = 200  # several packs a step
+    if double:
+        engine.model.double()
     for slot, (adapter, log) in enumerate(trained(engine, members)):
         member = members[slot]
         peft = stock_peft(model_dir, engine.model.slots[slot], tmp_path / str(slot), member.seed)
+        if double:
+            peft.double()
         losses = train_peft(peft, list(member.trees), member.recipe, member.seed)
         assert np.allclose(log.losses, losses, atol=1e-5)
-        assert relative_gap(adapter, peft_weights(peft)) < PARITY
-        assert largest_gap(adapter, peft_weights(peft)) < 5e-5
+        assert relative_gap(adapter, peft_weights(peft)) < (PARITY_FP64 if double else PARITY)
+        assert largest_gap(adapter, peft_weights(peft)) < (PARITY_FP64 if double else 1e-4)
 
 
 def test_bank_with_dropout_equals_each_adapter_alone(model_dir: Path) -> None:
