@@ -21,7 +21,7 @@ from benchmarks.measure import ROOT, Options, Row, compared
 from benchmarks.study import LIMIT_S, run_study
 from metagen_ray.study import load_study
 
-ROUNDS = 3
+ROUNDS = 5
 PRESET = "pocket"
 START_UP = ("connect", "wait for the app")
 
