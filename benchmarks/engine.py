@@ -6,6 +6,7 @@ that judge and grid need.
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,10 @@ class Vllm:
         sampling = {"n": n, "temperature": temperature, "max_tokens": max_tokens, "stop_token_ids": list(stop_ids)}
         outputs = self.generate(prompts, model, detokenize=False, **sampling)
         return [[Completion("", tuple(a.token_ids), a.finish_reason) for a in output.outputs] for output in outputs]
+
+    def take_served(self) -> tuple[Counter[str], int]:
+        """As the client's of a server that does not tell."""
+        return Counter(), 0
 
     async def next_token_logprobs(
         self, model: str, prompts: Sequence[Prompt], candidate_ids: Sequence[int]

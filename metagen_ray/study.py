@@ -119,6 +119,9 @@ class Analysis(Section):
     level: float = Field(default=0.95, gt=0.5, lt=1, description="coverage of the intervals")
 
 
+SHARDED_STAGE = 3  # of ZeRO: the frozen base lies in parts over the workers
+
+
 class Resources(Section):
     """Where and with what; never part of the fingerprint."""
 
@@ -136,7 +139,10 @@ class Resources(Section):
         description="torch threads of one training worker on CPU; 0 takes its whole CPUs. More than it reserves pays "
         "where training and serving take turns on one machine",
     )
-    zero_stage: Literal[0, 1, 2] = Field(default=1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        default=1,
+        description="DeepSpeed ZeRO stage; 3 also shards the frozen base over the workers of a lane and of meta-SFT",
+    )
     replicas: int = Field(default=1, ge=1, description="serving replicas")
     max_replicas: int | None = Field(default=None, ge=1, description="replicas under load; unset keeps `replicas`")
     gpus_per_replica: float = Field(

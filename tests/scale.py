@@ -4,7 +4,6 @@ The larger study has a shard for every cell, 42,100 of them, the smaller one 8,4
 the study's own shards one in a hundred is missing, as after a driver that was killed.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -21,8 +20,7 @@ from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.plan import Plan
 from metagen_ray.store import content_key, open_store
 from metagen_ray.study import load_study
-from tests.store.conftest import CREDENTIALS
-from tests.store.s3_server import BUCKET, make_bucket, s3_python, s3_server
+from tests.store.s3_server import BUCKET, credentials, make_bucket, s3_python, s3_server
 
 STUDIES = {10_000: "block_domains=5", 100_000: "block_domains=1"}
 ASKED = ("ground_truth", "predict")
@@ -50,16 +48,13 @@ def shards_at_scale(pool: int) -> Mapping[str, object]:
 
 @contextmanager
 def _places() -> Iterator[dict[str, str]]:
-    before = {name: os.environ.get(name) for name in CREDENTIALS}
     with (
+        credentials(),
         tempfile.TemporaryDirectory(prefix="metagen-scale-") as folder,
         s3_server(s3_python(), Path(folder) / "server.log") as endpoint,
     ):
-        os.environ.update(CREDENTIALS)
         make_bucket(endpoint)
         yield {"disk": f"{folder}/store", "s3": f"s3://{BUCKET}/scale?endpoint={endpoint}"}
-    for name, value in before.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _figures(root: str, pool: int) -> dict[str, object]:

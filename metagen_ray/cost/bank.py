@@ -13,6 +13,7 @@ from metagen_ray.cost.decoder import Decoder
 CPU_BANK = 16  # most adapters of a bank on CPUs, where memory is no guide; the size that the benchmarks measure
 USABLE_SHARE = 0.85  # of a GPU's memory: the rest is the allocator's, NCCL's and the CUDA context's
 RECOMPUTE_SHARE = 0.25  # a base above this share of a GPU's memory recomputes activations, as training/base.py does
+LIVE_BYTES = 2e9  # of a sharded base, what DeepSpeed holds gathered at a time: 1e9 parameters in bf16
 OPTIMIZER_BYTES = 16  # of one adapter parameter: fp32 weight, gradient and two moments
 
 
@@ -31,12 +32,23 @@ class BankMemory:
 
 
 def bank_memory(
-    decoder: Decoder, gpu_bytes: float, step_tokens: float, step_logits: float, adapter_parameters: int
+    decoder: Decoder,
+    gpu_bytes: float,
+    step_tokens: float,
+    step_logits: float,
+    adapter_parameters: int,
+    shards: int = 1,
 ) -> BankMemory:
-    """Memory of a bank on one GPU; `step_tokens` and `step_logits` are those of one adapter's optimizer step."""
-    recomputed = decoder.weight_bytes > RECOMPUTE_SHARE * gpu_bytes
+    """Memory of a bank on one GPU; `step_tokens` and `step_logits` are those of one adapter's optimizer step.
+
+    A base in several `shards` (ZeRO 3) leaves each GPU its part and what is gathered at a time.
+    """
+    recomputed = shards > 1 or decoder.weight_bytes > RECOMPUTE_SHARE * gpu_bytes
     activations = step_tokens * decoder.activation_bytes(recomputed) + step_logits * decoder.logits_bytes
-    return BankMemory(gpu_bytes, decoder.weight_bytes, activations + OPTIMIZER_BYTES * adapter_parameters)
+    base = decoder.weight_bytes
+    if shards > 1:
+        base = min(base, base / shards + LIVE_BYTES)
+    return BankMemory(gpu_bytes, base, activations + OPTIMIZER_BYTES * adapter_parameters)
 
 
 def choose_bank(domains: int, lanes: int, memory: BankMemory | None = None) -> int:

@@ -28,9 +28,10 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _TRIES = 3
 """Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
 
-# A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon.
+# A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon. The
+# timeout bounds the tries, not their count: waits of 0.1 to 10 s bridge a service that fails for a minute or two.
 _PATIENT: "tuple[RetryConfig, ClientConfig]" = (
-    {"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
+    {"max_retries": 60, "retry_timeout": timedelta(minutes=3), "backoff": {"max_backoff": timedelta(seconds=10)}},
     {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=5)},
 )
 # For small objects somebody waits for: opening a store, and leases, which a hanging connection must not end.

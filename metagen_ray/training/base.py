@@ -30,10 +30,14 @@ class AdaptedModel(nn.Module):
         self.base = base
         self.flats = nn.ParameterList(torch.zeros(slot.size) for slot in self.slots)
         self.not_full = layers_without_full_attention(base.config)
+        self.place(device)
+        self.by_parts = not self.not_full and self._takes_parts()
+
+    def place(self, device: torch.device | str) -> None:
+        """Move there what has not been put elsewhere, and read packs as pays there."""
         self.to(device)
         self.pack_tokens = CPU_PACK_TOKENS if self.device.type == "cpu" else GPU_PACK_TOKENS
         self.wide = self.device.type != "cpu" and len(self.slots) > 1
-        self.by_parts = not self.not_full and self._takes_parts()
 
     @property
     def slots(self) -> list[Slot]:
@@ -111,10 +115,10 @@ class AdaptedModel(nn.Module):
         return False
 
 
-def load_base(directory: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+def load_base(directory: str | Path, device: torch.device | str = "cpu", sharded: bool = False) -> nn.Module:
     """The decoder in `directory`, frozen: fp32 on a CPU, bf16 on a GPU, where a large one recomputes activations.
 
-    InputError if there is no model.
+    One that is to be `sharded` over devices stays in this machine's memory. InputError if there is no model.
     """
     from transformers import AutoModelForCausalLM, logging
 
@@ -129,6 +133,8 @@ def load_base(directory: str | Path, device: torch.device | str = "cpu") -> nn.M
         local_files_only=True,
         trust_remote_code=False,
     )
+    if sharded:
+        return freeze(model, torch.device(device).type == "cuda")
     return freeze(model, _fills_gpu(model, torch.device(device))).to(device)
 
 

@@ -27,7 +27,7 @@ from metagen_ray.cost.bank import bank_memory, choose_bank, deal
 from metagen_ray.cost.decoder import read_decoder
 from metagen_ray.errors import StageError, UserError
 from metagen_ray.store import open_store
-from metagen_ray.study import Recipe, Resources
+from metagen_ray.study import SHARDED_STAGE, Recipe, Resources
 from metagen_ray.training.core import OnStep
 from metagen_ray.training.lora import LoraShape
 from metagen_ray.training.rows import Tree
@@ -258,7 +258,8 @@ def _bank_size(site: Site, jobs: Sequence[AdapterJob], most: int) -> int:
     logits = step * sum(tree.completion_tokens() for tree in trees)
     adapter = decoder.adapter_parameters(recipe.rank, recipe.targets)
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return choose_bank(most, 1, bank_memory(decoder, total, read, logits, adapter))
+    shards = ray.train.get_context().get_world_size() if site.zero_stage == SHARDED_STAGE else 1
+    return choose_bank(most, 1, bank_memory(decoder, total, read, logits, adapter, shards))
 
 
 def _meta_loop(settings: dict) -> MetaResult | str | None:
@@ -315,9 +316,10 @@ def _make_trainer(site: Site, shapes: Sequence[LoraShape]) -> Trainer:
     from metagen_ray.training.zero import DeepSpeedEngine
 
     torch.set_num_threads(site.threads)
-    device = get_device()
-    model = AdaptedModel(load_base(site.base_dir, device), shapes, device)
-    return Trainer(model, DeepSpeedEngine(model, site.zero_stage))
+    device, sharded = get_device(), site.zero_stage == SHARDED_STAGE
+    base = load_base(site.base_dir, device, sharded)
+    model = AdaptedModel(base, shapes, "cpu" if sharded else device)
+    return Trainer(model, DeepSpeedEngine(model, site.zero_stage, device))
 
 
 def _gpu(resources: Resources) -> dict[str, float]:

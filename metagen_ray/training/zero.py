@@ -1,7 +1,9 @@
-"""The DeepSpeed engine: ZeRO 0, 1 or 2 over torch.distributed. Owns DeepSpeed's traps; knows nothing of Ray or data.
+"""The DeepSpeed engine: ZeRO 0 to 3 over torch.distributed. Owns DeepSpeed's traps; knows nothing of Ray or data.
 
 torch.distributed must be up (Ray Train does it; `start_alone` for one process). An adapter is one flat tensor, so
-DeepSpeed handles one parameter and one group an adapter, whatever the model.
+DeepSpeed handles one parameter and one group an adapter, whatever the model. Stage 3 is for a base that one device
+cannot hold: its frozen weights lie in parts over the ranks and are gathered layer by layer, while the adapters, which
+are small, train as in stage 1. So banks, clips and checkpoints are the same at every stage.
 """
 
 import importlib
@@ -14,11 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from metagen_ray.study import SHARDED_STAGE
 from metagen_ray.training.base import AdaptedModel
 from metagen_ray.training.core import Batch, Pace, Snapshot
 from metagen_ray.training.lora import Adapter
 from metagen_ray.training.plain import adamw, clip, draw, forget, moments, set_moments, set_rates, slot_losses
 from metagen_ray.training.rows import Tree
+
+KEPT_WHOLE = 16_384  # norms and biases: smaller than what gathering them costs
 
 
 class DeepSpeedEngine:
@@ -27,13 +32,14 @@ class DeepSpeedEngine:
     One engine serves all adapters of a process: a second deepspeed.initialize leaks what the first one held.
     """
 
-    def __init__(self, model: AdaptedModel, zero_stage: int) -> None:
+    def __init__(self, model: AdaptedModel, zero_stage: int, device: torch.device | str = "cpu") -> None:
         self.model = model
         self.slots = len(model.slots)
-        self.zero_stage = zero_stage
+        self.zero_stage = 1 if zero_stage == SHARDED_STAGE else zero_stage  # of the adapters
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.shards = _shard(model, device) if zero_stage == SHARDED_STAGE else None
         self.optimizer = adamw(model)
-        self.engine: Any = _initialize(model, self.optimizer, zero_stage)
+        self.engine: Any = _initialize(model, self.optimizer, self.zero_stage)
 
     def groups(self, trees: list[Tree]) -> list[list[Tree]]:
         """Trees by pack."""
@@ -46,6 +52,8 @@ class DeepSpeedEngine:
             self.engine.set_gradient_accumulation_boundary(number == len(batch.packs))
             loss_G = slot_losses(self.engine(pack, batch.salts), pack, batch.tokens)
             self.engine.backward(loss_G.sum() * self.world)  # DeepSpeed averages over ranks, the loss is a sum
+            if self.shards:
+                self.shards.partition_all_parameters()  # what no backward hook has let go of
             mine += loss_G.detach()
         losses = self._clip(paces, mine)
         set_rates(self.optimizer, paces)
@@ -158,6 +166,27 @@ def import_deepspeed() -> Any:
     compatible = importlib.import_module("deepspeed.ops").__compatible_ops__
     compatible["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def _shard(model: AdaptedModel, device: torch.device | str) -> Any:
+    """Leave each rank its part of the frozen base; layers gather their weights before they read, and let go after."""
+    deepspeed = import_deepspeed()
+    deepspeed.init_distributed(dist_init_required=False)  # takes up the one that stands
+    offload = importlib.import_module("deepspeed.runtime.zero.parameter_offload").DeepSpeedZeRoOffload
+    config = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": SHARDED_STAGE}}
+    shards = offload(
+        model.base,
+        timers=importlib.import_module("deepspeed.utils.timer").NoopTimer(),
+        ds_config=config,
+        overlap_comm=torch.device(device).type == "cuda",
+        param_persistence_threshold=KEPT_WHOLE,
+    )
+    for layer in model.bank.layers.values():  # reads a weight that belongs to the layer inside it
+        deepspeed.zero.register_external_parameter(layer, layer.base.weight)
+        if layer.base.bias is not None:
+            deepspeed.zero.register_external_parameter(layer, layer.base.bias)
+    model.place(device)
+    return shards
 
 
 def _initialize(model: AdaptedModel, optimizer: torch.optim.Optimizer, zero_stage: int) -> Any:

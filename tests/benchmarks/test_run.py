@@ -1,6 +1,10 @@
+import re
+
 import pytest
 
 from benchmarks import run
+from benchmarks.engine import Vllm
+from benchmarks.measure import ROOT
 from benchmarks.run import SCRIPTS, Script, main
 
 
@@ -33,3 +37,11 @@ def test_curve_lies_as_numbers_and_as_a_picture(tmp_path) -> None:
         "1M,2.0,190.12,180.0,200.0",
     ]
     assert (tmp_path / "bank.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plain_study_has_every_call_that_the_stages_make_of_the_app() -> None:
+    source = ROOT / "metagen_ray"
+    texts = [(source / name).read_text() for name in ("stages/answers.py", "stages/judge.py", "serving/judge.py")]
+    called = set(re.findall(r"self\._?client\.(\w+)\(", "".join(texts)))
+    assert {"complete", "next_token_logprobs"} <= called
+    assert [name for name in called if not hasattr(Vllm, name)] == []

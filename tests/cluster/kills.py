@@ -1,7 +1,7 @@
 """The kill table: one study on three workers, struck once at a seeded random moment; does it end whole, and when?
 
 Processes are found by their names among those of a node's network namespace. A driver or a head that was killed is
-followed by the same submission again, as its user would.
+followed by the same submission again, as its user would. A store in trouble is one on S3, served from `out`.
 """
 
 import json
@@ -16,12 +16,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from metagen_ray.errors import StoreError
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.status import Status
+from metagen_ray.store import open_store
+from metagen_ray.store.store import objects_at
 from metagen_ray.study import Study, load_study
 from tests.cluster.local import LocalCluster
 from tests.cluster.study_apart import ON_TWO_WORKERS, submission
+from tests.store.s3_server import BUCKET, CREDENTIALS, credentials, make_bucket, s3_python
 
 WORKERS = 3  # one to spare
 SMALL = ("domains=8", "block_domains=2", "predict.samples=2", "analysis.resamples=100", "resources.overlap=off")
@@ -31,16 +35,28 @@ ANY = (*TRAINING, *ASKING)
 LIMIT_S = 900
 LINK_DOWN_S = 30
 DISK_MIB, DISK_FULL_S = 512, 30
+S3_TROUBLE_S = 60
+S3_PORT = 9000  # without trouble; the one after it is what the cluster is told
+METADATA, METADATA_PORT = Path(__file__).parents[1] / "metadata_service.py", 8099
+SERVE_S3 = Path(__file__).parents[1] / "store" / "serve_s3.py"
+# Ray's own hook: of each of these calls the first few fail at random, on the way there, under way or on the way back.
+CALLS = (
+    "NodeManagerService.grpc_client.RequestWorkerLease",
+    "NodeManagerService.grpc_client.ReturnWorkerLease",
+    "NodeManagerService.grpc_client.PrepareBundleResources",
+    "NodeManagerService.grpc_client.CommitBundleResources",
+    "NodeManagerService.grpc_client.PinObjectIDs",
+    "CoreWorkerService.grpc_client.GetObjectStatus",
+    "CoreWorkerService.grpc_client.PushTask",
+    "ObjectManagerService.grpc_client.Pull",
+    "ObjectManagerService.grpc_client.Push",
+    "ray::rpc::ActorInfoGcsService.grpc_client.GetActorInfo",
+    "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet",
+    "ray::rpc::PlacementGroupInfoGcsService.grpc_client.CreatePlacementGroup",
+)
+CALL_FAILS = {"num_failures": 20, "req_failure_prob": 10, "in_flight_failure_prob": 5, "resp_failure_prob": 10}
+CALLS_FAIL = json.dumps({call: CALL_FAILS for call in CALLS})
 NOTICE_S = 25  # what a cloud gives a node that it takes back
-DRAIN = """
-import subprocess, sys
-import ray
-ray.init(address=sys.argv[1], logging_level="ERROR")
-(node,) = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[2]]
-told = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-until = ["--deadline-remaining-seconds", sys.argv[4]]
-subprocess.run([sys.argv[3], "drain-node", "--address", sys.argv[1], "--node-id", node, *told, *until], check=True)
-"""
 TITLES = {
     "driver": "metagen_ray.cli run study.yaml",
     "lane worker": "ray::RayTrainWorker",
@@ -59,30 +75,41 @@ class Fault:
     stages: tuple[str, ...]
     again: bool = False
     again_if_failed: bool = False
+    on_s3: bool = False
+    calls_fail: bool = False
 
 
 class Struck:
     """A study under way on a cluster, and what can be done to it."""
 
-    def __init__(self, cluster: LocalCluster, rng: random.Random, room: Path) -> None:
+    def __init__(self, cluster: LocalCluster, rng: random.Random, room: Path, on_s3: bool = False) -> None:
         self.cluster, self.rng, self.log = cluster, rng, room / "submit.log"
-        self.study: Study = load_study("pocket", [*SETTINGS, f"store={cluster.store}"])
+        self.trouble = cluster.room / "trouble"
+        self.store = _serve_s3(cluster, self.trouble) if on_s3 else str(cluster.store)
+        # The way past the trouble, for whoever looks on.
+        self.study: Study = load_study("pocket", [*SETTINGS, f"store={_past_trouble(self.store)}"])
         self.follower = self.submit()
 
     def submit(self) -> subprocess.Popen:
         """Submit the study from outside."""
-        command = [*submission(self.cluster, SETTINGS), "--env", "METAGEN_LOG=json"]
+        command = [*submission(self.cluster, SETTINGS, self.store), "--env", "METAGEN_LOG=json"]
         return self.cluster.start("out", *command, log=self.log)
 
     def wait_for(self, stages: tuple[str, ...]) -> str:
         """Return in the middle of one of the stages, a seeded random one; its name."""
         stage, end = self.rng.choice(stages), time.monotonic() + LIMIT_S
-        pulse = self.cluster.store / "studies" / self.study.run_name() / "pulse.json"
-        while not _runs(pulse, stage):
+        while not self._runs(stage):
             assert time.monotonic() < end and self.follower.poll() is None, self.log.read_text()[-3000:]
             time.sleep(0.2)
         time.sleep(self.rng.uniform(0, 3))
         return stage
+
+    def _runs(self, stage: str) -> bool:
+        try:
+            pulse = open_store(self.study.store).read_doc(f"studies/{self.study.run_name()}/pulse.json")
+            return bool(json.loads(pulse)["stages"].get(stage, {}).get("running"))
+        except (StoreError, ValueError):  # none yet
+            return False
 
     def kill(self, what: str) -> None:
         """SIGKILL to one process of a kind, a seeded random one."""
@@ -98,15 +125,24 @@ class Struck:
         return self.rng.choice(holding or self.cluster.workers)
 
     def committed(self) -> int:
-        """Artifacts in the pool."""
-        return sum(len(list(folder.iterdir())) for folder in self.cluster.store.glob("pool/*") if folder.is_dir())
+        """Objects in the pool."""
+        return sum(1 for _ in objects_at(self.study.store).list("pool"))
 
 
-def _runs(pulse: Path, stage: str) -> bool:
-    try:
-        return bool(json.loads(pulse.read_text())["stages"].get(stage, {}).get("running"))
-    except (OSError, ValueError):
-        return False
+def _serve_s3(cluster: LocalCluster, trouble: Path) -> str:
+    """Start a service on `out`; the store's address for the cluster, in trouble as the file says."""
+    host, log = f"{cluster.net}.9", cluster.room / "s3.log"
+    cluster.start("out", str(s3_python()), str(SERVE_S3), host, str(S3_PORT), str(trouble), log=log)
+    end = time.monotonic() + 60
+    while not log.read_text().startswith(str(S3_PORT)):
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.2)
+    make_bucket(f"http://{host}:{S3_PORT}")
+    return f"s3://{BUCKET}/kills?endpoint=http://{host}:{S3_PORT + 1}"
+
+
+def _past_trouble(store: str) -> str:
+    return store.replace(f":{S3_PORT + 1}", f":{S3_PORT}")
 
 
 def _kills(what: str) -> Callable[[Struck], None]:
@@ -138,13 +174,24 @@ def _fill_disk(struck: Struck) -> None:
     ballast.unlink()
 
 
+def _troubles(what: str) -> Callable[[Struck], None]:
+    """The store's service fails for a while."""
+
+    def strike(struck: Struck) -> None:
+        struck.trouble.write_text(what)
+        time.sleep(S3_TROUBLE_S)
+        struck.trouble.unlink()
+
+    return strike
+
+
 def _take_back(struck: Struck) -> None:
     """A notice, and the end of the node when its time is up, as spot nodes have it."""
     node = struck.worker()
-    address, ray = f"{struck.cluster.net}.10:6379", str(Path(sys.executable).parent / "ray")
-    told = struck.cluster.run(
-        "head", sys.executable, "-c", DRAIN, address, struck.cluster.address(node), ray, str(NOTICE_S)
-    )
+    struck.cluster.start(node, sys.executable, str(METADATA), str(METADATA_PORT))
+    there = f"http://127.0.0.1:{METADATA_PORT}"
+    spot = [sys.executable, "-m", "metagen_ray.cli", "spot", "gcp", "--metadata", there]
+    told = struck.cluster.run(node, *spot)
     assert told.returncode == 0, told.stdout + told.stderr
     time.sleep(NOTICE_S)
     struck.cluster.kill(node)
@@ -172,6 +219,10 @@ FAULTS: Mapping[str, Fault] = {
     "network 30 s": Fault(_unplug, ANY),
     "network for good": Fault(_unplug_for_good, ANY),
     "disk full": Fault(_fill_disk, ANY, again_if_failed=True),
+    "s3 500": Fault(_troubles("500"), ANY, on_s3=True),
+    "s3 503": Fault(_troubles("503"), ANY, on_s3=True),
+    "s3 slow": Fault(_troubles("slow"), ANY, on_s3=True),
+    "rpc failures": Fault(lambda _: None, ANY, calls_fail=True),
     "preemption": Fault(_take_back, ("meta_sft",)),
     "head": Fault(_lose_head, ANY, again=True),
 }
@@ -180,8 +231,9 @@ FAULTS: Mapping[str, Fault] = {
 def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
     """One run: figures of how it went. AssertionError where it does not end whole."""
     fault, rng = FAULTS[kind], random.Random(f"{kind} {seed}")
-    with LocalCluster(WORKERS, store_mib=DISK_MIB) as cluster:
-        struck, began = Struck(cluster, rng, room), time.monotonic()
+    env = {**CREDENTIALS, **({"RAY_testing_rpc_failure": CALLS_FAIL} if fault.calls_fail else {})}
+    with LocalCluster(WORKERS, store_mib=DISK_MIB, env=env) as cluster, credentials():
+        struck, began = Struck(cluster, rng, room, fault.on_s3), time.monotonic()
         stage = struck.wait_for(fault.stages)
         fault.strike(struck)
         before, at = struck.committed(), time.monotonic()

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -26,7 +26,13 @@ def missing() -> str:
 class LocalCluster:
     """A head and workers, each with its own address, host name and /tmp; `out` is a machine outside of it."""
 
-    def __init__(self, workers: int = 2, cpus: float = 1, store_mib: int | None = None) -> None:
+    def __init__(
+        self,
+        workers: int = 2,
+        cpus: float = 1,
+        store_mib: int | None = None,
+        env: Mapping[str, str] = {},  # only read
+    ) -> None:
         self.name = f"t{os.getpid() % 1000}"
         self.net = f"10.{100 + os.getpid() % 100}.7"
         self.room = Path(f"/var/tmp/metagen-local-{self.name}")
@@ -36,6 +42,7 @@ class LocalCluster:
         self.workers = [f"w{n}" for n in range(1, workers + 1)]
         self._env = {
             **os.environ,
+            **env,
             "METAGEN_LOCAL": self.name,
             "METAGEN_LOCAL_NET": self.net,
             "METAGEN_BIN": str(Path(sys.executable).parent),

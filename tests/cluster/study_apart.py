@@ -65,9 +65,9 @@ class Ran:
         return {(r["predictor"], r["quadrant"]): float(r["value"]) for r in rows}
 
 
-def submission(cluster: LocalCluster, settings: Sequence[str]) -> list[str]:
-    """The command that `out` types."""
-    chosen = [a for s in (*settings, f"store={cluster.store}") for a in ("--set", s)]
+def submission(cluster: LocalCluster, settings: Sequence[str], store: str = "") -> list[str]:
+    """The command that `out` types; the disk that all nodes share is the store where none is named."""
+    chosen = [a for s in (*settings, f"store={store or cluster.store}") for a in ("--set", s)]
     python = sys.executable
     return [python, "-m", "metagen_ray.cli", "submit", "pocket", "--address", cluster.head, "--python", python, *chosen]
 

@@ -1,5 +1,8 @@
-"""Three real nodes: the study is spread over both workers, nobody without the token gets in, and no log has it."""
+"""Three real nodes: the study is spread over both workers, nobody without the token gets in, and no log has it; what
+the doctor sees of them, and what `down` ends.
+"""
 
+import json
 import subprocess
 import sys
 import time
@@ -33,6 +36,15 @@ if sys.argv[2] == "token":
     os.environ["RAY_AUTH_TOKEN"] = "0" * 64
 import ray
 ray.init(address=sys.argv[1])
+"""
+STAY = """
+import sys, ray
+@ray.remote(num_cpus=0, lifetime="detached", name="sampler", namespace="metagen")
+class Stays:
+    def here(self):
+        return True
+ray.init(address=sys.argv[1])
+assert ray.get(Stays.remote().here.remote())
 """
 
 
@@ -94,3 +106,29 @@ def test_dashboard_and_jobs_are_refused_without_the_token(cluster: LocalCluster,
 def test_gcs_is_refused_without_the_token(cluster: LocalCluster, mode: str):
     done: subprocess.CompletedProcess = cluster.run("out", sys.executable, "-c", JOIN, f"{cluster.net}.10:6379", mode)
     assert done.returncode != 0 and "uthenticat" in done.stderr, done.stderr[-1500:]
+
+
+def metagen(cluster: LocalCluster, *arguments: str) -> subprocess.CompletedProcess:
+    there = ("--address", f"{cluster.net}.10:6379")
+    return cluster.run("head", sys.executable, "-m", "metagen_ray.cli", *arguments, *there)
+
+
+def test_doctor_sees_every_node(cluster: LocalCluster):
+    settings = [a for s in (*ON_TWO_WORKERS, f"store={cluster.store}") for a in ("--set", s)]
+    done = metagen(cluster, "doctor", "pocket", *settings, "--json")
+    found = json.loads(done.stdout[done.stdout.index("{") :])
+    assert {n["name"] for n in found["nodes"]} == {f"{cluster.net}.10", cluster.address("w1"), cluster.address("w2")}
+    for node in found["nodes"]:
+        assert node["store"] is not None and node["auth"] == "token" and node["token"] == "private", node
+        assert node["listens"] and not any(a.startswith(("0.0.0.0", "::")) for a in node["listens"])
+    assert {n["labels"].get("metagen/market") for n in found["nodes"]} == {None, "on-demand"}
+    assert [f for f in found["findings"] if f["level"] == "wrong"] == [] and done.returncode == 0, done.stdout
+    too_many = metagen(cluster, "doctor", "pocket", *settings, "--set", "resources.replicas=5")
+    assert too_many.returncode == 4 and "replica" in too_many.stdout, too_many.stdout
+
+
+def test_down_ends_what_outlives_a_job(cluster: LocalCluster):
+    stays = cluster.run("head", sys.executable, "-c", STAY, f"{cluster.net}.10:6379")
+    assert stays.returncode == 0, stays.stderr
+    assert "actor sampler: ended" in metagen(cluster, "down").stdout
+    assert "nothing of metagen was left" in metagen(cluster, "down").stdout

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 from metagen_ray.store import Store, open_store
-from tests.store.s3_server import BUCKET, make_bucket, s3_python, s3_server
-
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test-id",
-    "AWS_SECRET_ACCESS_KEY": "test-secret-5b1f",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
+from tests.store.s3_server import BUCKET, credentials, make_bucket, s3_python, s3_server
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +22,7 @@ def moto_python() -> Path:
 @pytest.fixture(scope="session")
 def s3_endpoint(moto_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("s3") / "server.log"
-    with s3_server(moto_python, log) as endpoint, pytest.MonkeyPatch.context() as patch:
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
+    with s3_server(moto_python, log) as endpoint, credentials():
         make_bucket(endpoint)
         yield endpoint
 

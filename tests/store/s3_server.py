@@ -14,6 +14,23 @@ from pathlib import Path
 
 LOCK = Path(__file__).parents[2] / "docker" / "requirements-s3test.txt"
 BUCKET = "metagen-tests"
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test-id",
+    "AWS_SECRET_ACCESS_KEY": "test-secret-5b1f",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@contextmanager
+def credentials() -> Iterator[None]:
+    """What the server takes, in this process' environment."""
+    before = {name: os.environ.get(name) for name in CREDENTIALS}
+    os.environ.update(CREDENTIALS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def s3_python() -> Path:

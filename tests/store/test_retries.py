@@ -3,6 +3,7 @@
 import http.client
 import http.server
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -47,23 +48,30 @@ def _lossy_proxy(endpoint: str) -> Iterator[tuple[str, list[str]]]:
     class Proxy(Quiet):
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            upstream = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
-            upstream.request(self.command, self.path, body, dict(self.headers))
-            answer = upstream.getresponse()
-            content = answer.read()
+            status, headers, content = _upstream(endpoint, self.command, self.path, body, dict(self.headers))
             if self.headers.get("If-None-Match") and self.path not in dropped:
                 dropped.append(self.path)
                 self.close_connection = True
                 return
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "date", "server"):
-                    self.send_header(name, value)
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 
     with _serving(Proxy) as address:
         yield address, dropped
+
+
+def _upstream(
+    endpoint: str, method: str, path: str, body: bytes, headers: dict[str, str]
+) -> tuple[int, list[tuple[str, str]], bytes]:
+    """What the real server answers: status, headers worth passing on, content."""
+    upstream = http.client.HTTPConnection(urlsplit(endpoint).netloc, timeout=30)
+    upstream.request(method, path, body, headers)
+    answer = upstream.getresponse()
+    own = ("transfer-encoding", "connection", "date", "server")
+    return answer.status, [(n, v) for n, v in answer.getheaders() if n.lower() not in own], answer.read()
 
 
 def test_service_that_fails_is_asked_a_bounded_number_of_times(s3_endpoint: str):
@@ -99,3 +107,26 @@ def test_lease_whose_reply_was_lost_is_held_by_who_asked(s3_endpoint: str):
     tenure = objects_at(f"s3://{BUCKET}/lossy-lease?endpoint={s3_endpoint}").read("leases/drive/000000001")
     assert tenure is not None
     assert b'"released": true' in tenure
+
+
+def test_service_in_trouble_for_a_while_is_waited_for(s3_endpoint: str):
+    key, ends = content_key({"trouble": 1}), time.monotonic()
+
+    class Recovering(Quiet):
+        def handle_any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, headers, content = 500, [("Content-Length", "0")], b""
+            if time.monotonic() >= ends:
+                status, headers, content = _upstream(s3_endpoint, self.command, self.path, body, dict(self.headers))
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+    with _serving(Recovering) as endpoint:
+        store = open_store(f"s3://{BUCKET}/trouble?endpoint={endpoint}")
+        ends = time.monotonic() + 6
+        assert store.put_shard("judge", key, pa.table({"a": [1]}), {})
+        assert time.monotonic() > ends
+    assert open_store(f"s3://{BUCKET}/trouble?endpoint={s3_endpoint}").has("judge", key)

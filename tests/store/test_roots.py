@@ -15,8 +15,7 @@ from metagen_ray.errors import StoreError
 from metagen_ray.store import FORMAT, open_store
 from metagen_ray.store.disk import DiskObjects
 from metagen_ray.store.store import objects_at
-from tests.store.conftest import CREDENTIALS
-from tests.store.s3_server import BUCKET, s3_server
+from tests.store.s3_server import BUCKET, CREDENTIALS, s3_server
 
 
 def _refusal(root: str, **options: bool) -> str:

@@ -43,9 +43,9 @@ def peft_weights(model: PeftModel) -> dict[str, torch.Tensor]:
     return {n.replace(".default", ""): p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
-# How far two fp32 trainings may be apart that are one on paper. Processors add up products in other orders, and Adam makes
-# whole steps of a gradient's last digits: 2e-6 to 1.4e-5 was seen. In fp64 the same trainings are 2.4e-8 apart, which is
-# what the fp32 copy of the weights loses.
+# How far two fp32 trainings may be apart that are one on paper. Processors add up products in other orders, and Adam
+# makes whole steps of a gradient's last digits: 2e-6 to 1.4e-5 was seen. In fp64 the same trainings are 2.4e-8 apart,
+# which is what the fp32 copy of the weights loses.
 PARITY = 3e-5
 PARITY_FP64 = 1e-7
 

@@ -17,7 +17,15 @@ from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, pack, plain_row
 from metagen_ray.training.score import score
 from tests.tiny import make_tiny_model
-from tests.training.peft_alone import PARITY, PARITY_FP64, largest_gap, peft_weights, relative_gap, stock_peft, train_peft
+from tests.training.peft_alone import (
+    PARITY,
+    PARITY_FP64,
+    largest_gap,
+    peft_weights,
+    relative_gap,
+    stock_peft,
+    train_peft,
+)
 
 
 @pytest.fixture(scope="module")

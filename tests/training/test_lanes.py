@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import psutil
@@ -120,12 +121,13 @@ def test_lanes_base_that_cannot_be_loaded_fails_every_job(cluster: None, tmp_pat
     assert all("config.json is missing" in o.reason for o in outcomes)
 
 
+@pytest.mark.parametrize("stage", [2, 3])
 def test_meta_two_workers_equal_the_plain_engine_and_a_second_run_starts_from_the_checkpoint(
-    cluster: None, model_dir: Path, tmp_path: Path
+    cluster: None, model_dir: Path, tmp_path: Path, stage: Literal[2, 3]
 ) -> None:
     epochs, inner = [trees(1), trees(2)], trees(3)
     steps: list[tuple[int, int]] = []
-    resources = Resources(meta_workers=2, cpus_per_worker=0.5, zero_stage=2)
+    resources = Resources(meta_workers=2, cpus_per_worker=0.5, zero_stage=stage)
     shelf = StoreShelf(str(tmp_path / "store"), "b" * 64, 1000)
     result = run_meta(
         model_dir, epochs.__getitem__, META, 3, resources, "test", inner, False,

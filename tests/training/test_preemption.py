@@ -1,8 +1,6 @@
 """A node that is about to be taken back: meta-SFT is saved in time, and goes on elsewhere to the same losses."""
 
 import importlib
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from metagen_ray.spot import drain
 from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.lanes import run_meta
@@ -48,7 +47,7 @@ def test_training_is_saved_at_a_notice_and_goes_on_without_the_node(tmp_path: Pa
         thread.start()
         assert begun.wait(240)
         busy = next(node for node in workers if _in_use(node.node_id))
-        _notice(cluster.address, busy.node_id)
+        drain(cluster.address, busy.node_id, NOTICE_S)
         end = time.monotonic() + NOTICE_S
         while not store.keys(STAGE):
             assert time.monotonic() < end and thread.is_alive(), "nothing was saved within the notice"
@@ -68,9 +67,3 @@ def test_training_is_saved_at_a_notice_and_goes_on_without_the_node(tmp_path: Pa
 def _in_use(node_id: str) -> bool:
     state: Any = importlib.import_module("ray._private.state")
     return state.available_resources_per_node()[node_id].get("CPU", 0.0) < 1.0
-
-
-def _notice(address: str, node_id: str) -> None:
-    command = [Path(sys.executable).parent / "ray", "drain-node", "--address", address, "--node-id", node_id]
-    why = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
-    subprocess.run([*command, *why, "--deadline-remaining-seconds", str(NOTICE_S)], check=True)

@@ -1,7 +1,9 @@
 """DeepSpeed against the plain engine: ZeRO stages, ranks, several adapters on one engine, memory, broken gradients."""
 
 import gc
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +13,19 @@ import torch.multiprocessing as mp
 
 from metagen_ray.errors import StageError
 from metagen_ray.study import Recipe
-from metagen_ray.training.base import AdaptedModel, load_base
+from metagen_ray.training.base import AdaptedModel, freeze, load_base
 from metagen_ray.training.core import Member, Snapshot, train, train_bank
 from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, plain_row
+from metagen_ray.training.score import score
 from metagen_ray.training.zero import DeepSpeedEngine, start_alone
 from tests.tiny import make_tiny_model
 from tests.training.peft_alone import PARITY, relative_gap
 
 pytestmark = pytest.mark.slow
 RECIPE = Recipe(rank=4, alpha=8, lr=3e-3, epochs=2, batch_rows=7, clip=0.05, weight_decay=0.1, schedule="linear")
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 PARTS = ("flat", "first", "second")
 
 
@@ -91,6 +94,36 @@ def test_deepspeed_all_stages_equal_the_plain_engine(model_dir: Path, tmp_path: 
                 assert torch.allclose(getattr(snapshot, part), getattr(expected_snapshot, part), atol=1e-5)
             assert np.allclose(losses, expected_losses, atol=1e-5)
             assert max((adapter[n] - expected[n]).abs().max().item() for n in expected) < 1e-5
+
+
+def sharded_worker(rank: int, world: int, directory: str, rendezvous: str, out: str) -> None:
+    """Train on a base that lies in parts, with activations kept and recomputed; what a rank holds of the base."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
+    found = []
+    for recompute in (False, True):
+        base = freeze(load_base(directory, sharded=True), recompute)
+        engine = DeepSpeedEngine(AdaptedModel(base, [LoraShape.of(RECIPE)]), 3)
+        losses = train(engine, mixed_trees(1), RECIPE, 1).losses
+        parts: list[Any] = list(base.parameters())
+        held = [(p.numel(), p.ds_tensor.numel(), p.ds_numel) for p in parts]
+        scored = list(chain.from_iterable(score(engine.model, mixed_trees(2))))
+        found.append((engine.adapter(), losses, held, scored))
+    torch.save(found, f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_deepspeed_shards_the_base_and_trains_the_same(model_dir: Path, tmp_path: Path) -> None:
+    mp.spawn(sharded_worker, (2, str(model_dir), str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    plain = PlainEngine(AdaptedModel(load_base(model_dir), [LoraShape.of(RECIPE)]))
+    expected = train(plain, mixed_trees(1), RECIPE, 1).losses
+    for rank in range(2):
+        for adapter, losses, held, scored in torch.load(tmp_path / f"{rank}.pt", weights_only=False):
+            assert np.allclose(losses, expected, atol=1e-5)
+            assert relative_gap(adapter, plain.adapter()) < PARITY
+            assert np.allclose(scored, list(chain.from_iterable(score(plain.model, mixed_trees(2)))), atol=1e-4)
+            assert sum(whole for whole, _, _ in held) == 0, "gathered weights were not let go"
+            assert sum(part for _, part, _ in held) <= 0.5 * sum(all_ for _, _, all_ in held) + len(held)
 
 
 def bank_members() -> list[Member]:
