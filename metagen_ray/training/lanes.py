@@ -9,6 +9,7 @@ import os
 import queue
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -44,6 +45,7 @@ from metagen_ray.training.worker import (
 
 START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
 COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
+RESTART_WAIT_S = 1.0
 RESTARTS = 2  # of a trainer whose worker or controller died
 QUIET = {
     # The controller looks at its workers every 2 s by default, which is also what every short run waits at its end.
@@ -179,8 +181,13 @@ class _Runs:
 
     def start(self, part: str, loop: Callable[[dict], Any], settings: dict, workers: int) -> "_Run":
         """Begin a trainer in a thread of its own."""
+        run = _Run(lambda turn: self._trainer(f"{part}-{turn}", loop, settings, workers))
+        run.start()
+        return run
+
+    def _trainer(self, part: str, loop: Callable[[dict], Any], settings: dict, workers: int) -> TorchTrainer:
         need = self.resources
-        trainer = TorchTrainer(
+        return TorchTrainer(
             loop,
             train_loop_config={**settings, "queue": self.queue},
             torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -198,9 +205,6 @@ class _Runs:
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
-        run = _Run(trainer)
-        run.start()
-        return run
 
     def messages(self, runs: Sequence["_Run"]) -> Iterator[Any]:
         """What workers tell, until all runs have ended and the queue is empty."""
@@ -214,20 +218,30 @@ class _Runs:
 
 
 class _Run(threading.Thread):
-    """One TorchTrainer.fit with what came of it."""
+    """One TorchTrainer.fit with what came of it.
 
-    def __init__(self, trainer: TorchTrainer) -> None:
+    Ray Train starts workers again that die, but nobody starts its controller again: that is done here, with a fresh
+    name, and the workers go on from what is committed.
+    """
+
+    def __init__(self, make: Callable[[int], TorchTrainer]) -> None:
         super().__init__(daemon=True)
-        self.trainer = trainer
+        self.make = make
         self.result: Any = None
         self.failure = ""
 
     def run(self) -> None:
         """Fit; a failure is kept for the caller, who is another thread."""
-        try:
-            self.result = self.trainer.fit().return_value
-        except (TrainingFailedError, RayError) as error:
-            self.failure = _last_line(error)
+        for turn in range(RESTARTS + 1):
+            try:
+                self.result, self.failure = self.make(turn).fit().return_value, ""
+                return
+            except TrainingFailedError as error:
+                self.failure = _last_line(error)
+                return
+            except RayError as error:
+                self.failure = _last_line(error)
+                time.sleep(RESTART_WAIT_S * 2**turn)
 
 
 def _lane_loop(settings: dict) -> None:

@@ -142,6 +142,26 @@ def test_meta_two_workers_equal_the_plain_engine_and_a_second_run_starts_from_th
     assert resumed.losses == result.losses and resumed.files == result.files
 
 
+def test_meta_whose_controller_is_killed_goes_on(cluster: None, model_dir: Path, tmp_path: Path) -> None:
+    epochs = [trees(seed) for seed in range(4)]
+    killed: list[int] = []
+
+    def kill_once(*_: object) -> None:
+        if not killed:
+            ours = psutil.Process().children(recursive=True)
+            (controller,) = [p for p in ours if "TrainController" in " ".join(p.cmdline())]
+            killed.append(controller.pid)
+            controller.kill()
+
+    recipe = META.model_copy(update={"epochs": 4})
+    shelf = StoreShelf(str(tmp_path / "store"), "d" * 64, 1000)
+    result = run_meta(
+        model_dir, epochs, recipe, 3, Resources(cpus_per_worker=1), "test", on_progress=kill_once, shelf=shelf
+    )
+    expected = train_meta(plain_trainer(model_dir, [LoraShape.of(recipe)]), epochs, recipe, 3)
+    assert killed and np.allclose(result.losses, expected.losses, atol=1e-5)
+
+
 def test_meta_that_diverges_is_a_stage_error(cluster: None, model_dir: Path) -> None:
     hot = META.model_copy(update={"lr": 1e30})
     with pytest.raises(StageError, match="learning rate"):
