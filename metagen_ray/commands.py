@@ -147,7 +147,7 @@ def _print_status(plan, told: Mapping[str, Any]) -> None:
 
 def report(options: Namespace) -> int:
     """Write a run's report again."""
-    from metagen_ray.stages.driver import versions
+    from metagen_ray.stages.ledger import versions
     from metagen_ray.stages.report import write_study_report
 
     plan = _plan_of(options.run, options.store)

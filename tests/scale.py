@@ -30,12 +30,12 @@ import sys
 from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.status import Status
-from metagen_ray.stages.driver import _write_index
+from metagen_ray.stages.driver import write_index
 from metagen_ray.study import load_study
 plan = Plan(StudyContext(load_study("pocket_full", sys.argv[1:])))
 status = Status(plan)
 assert status.steps_left()
-_write_index(plan)
+write_index(plan)
 print(sum(len(keys) for keys in status.present.values()))
 """
 

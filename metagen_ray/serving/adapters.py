@@ -18,7 +18,7 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 
 from metagen_ray.errors import StoreError
-from metagen_ray.store import open_store
+from metagen_ray.store import join_store
 
 KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -55,7 +55,7 @@ def key_of(model: str) -> str:
 
 def stage_of(root: str, stages: Sequence[str], key: str) -> str:
     """The stage that holds an adapter; HTTPException 404 where none does."""
-    store = open_store(root)
+    store = join_store(root)
     stage = next((stage for stage in stages if store.has(stage, key)), None)
     if stage is None:
         raise HTTPException(404, f"no adapter {key} in {root} ({', '.join(stages)}); train it first")
@@ -67,6 +67,6 @@ def fetch_adapter(root: str, stages: Sequence[str], key: str, directory: Path) -
     stage = stage_of(root, stages, key)
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        open_store(root).fetch_files(stage, key, directory)
+        join_store(root).fetch_files(stage, key, directory)
     except StoreError as error:
         raise HTTPException(424, str(error)) from error

@@ -94,7 +94,7 @@ class AnswerWorker:
         given_up: frozenset[str] = frozenset(),
     ) -> None:
         self.study: Study = study_from(study, "study")
-        self.plan = Plan(StudyContext(self.study), given_up)
+        self.plan = Plan(StudyContext(self.study, joins=True), given_up)
         self.app = AppAddress(**app)
         self.versions = dict(versions)
         self.earlier = dict(earlier)

@@ -13,7 +13,7 @@ from metagen_ray.errors import InputError
 from metagen_ray.prompts import Renderer
 from metagen_ray.split import Halves, halves
 from metagen_ray.stages.draws import k_draw
-from metagen_ray.store import Store, open_store
+from metagen_ray.store import Store, join_store, open_store
 from metagen_ray.study import Study
 from metagen_ray.suites import load_suite
 from metagen_ray.suites.suite import Domain, Suite
@@ -32,10 +32,14 @@ class Block:
 
 
 class StudyContext:
-    """A study made concrete. Raises InputError for what does not fit together, before anything is spent."""
+    """A study made concrete. Raises InputError for what does not fit together, before anything is spent.
 
-    def __init__(self, study: Study) -> None:
+    A worker of a run `joins` the store that its driver has opened.
+    """
+
+    def __init__(self, study: Study, joins: bool = False) -> None:
         self.study = study
+        self._joins = joins
         self.suite: Suite = load_suite(study.suite, study.domains)
         self.domains = {d.id: d for d in self.suite.domains}
         self.halves: Halves = halves({d.id: d.group for d in self.suite.domains}, study.split, study.seed)
@@ -47,7 +51,7 @@ class StudyContext:
     @cached_property
     def store(self) -> Store:
         """The store, opened at first use."""
-        return open_store(self.study.store)
+        return join_store(self.study.store) if self._joins else open_store(self.study.store)
 
     @cached_property
     def tokenizer(self) -> Any:

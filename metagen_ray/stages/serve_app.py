@@ -1,11 +1,14 @@
 """The app of a study: what is served follows from the plan. Owns the translation of a study into a serving spec."""
 
 import logging
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from metagen_ray import cluster
+from metagen_ray.errors import Terminated
 from metagen_ray.serving.app import ServingSpec, deploy, undeploy, undeploy_app
 from metagen_ray.stages.answers import AppAddress
 from metagen_ray.stages.context import ENGINE_RANKS
+from metagen_ray.stages.ledger import Ledger
 from metagen_ray.stages.plan import Plan
 
 
@@ -19,6 +22,42 @@ def up(plan: Plan) -> AppAddress:
 def down(hurry: bool = False) -> None:
     """End the app, and Serve with it; in a hurry the app alone, without waiting until it has ended."""
     undeploy_app(wait=False) if hurry else undeploy()
+
+
+class Serving:
+    """The app, waited for by whoever asks it; `eager`: up in the background at once, not when first asked."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, eager: bool) -> None:
+        self._plan, self._ledger = plan, ledger
+        self._threads = ThreadPoolExecutor(1, "deploy")
+        self._app = self._start() if eager else None
+
+    def __enter__(self) -> "Serving":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the app; in a hurry without waiting for it, or for its start."""
+        hurry = kind is Terminated
+        self._threads.shutdown(wait=not hurry, cancel_futures=hurry)
+        down(hurry)
+
+    def __call__(self) -> AppAddress:
+        """The app's address, once it answers. Raises what its start raised."""
+        self._app = self._app or self._start()
+        if not self._app.done():
+            with self._ledger.stage("wait for the app"):
+                return self._app.result()
+        return self._app.result()
+
+    def rest(self) -> None:
+        """End the app until it is asked again: something else needs what it holds."""
+        if self._app is not None:
+            self._app.result()
+            down()
+            self._app = None
+
+    def _start(self) -> "Future[AppAddress]":
+        return self._threads.submit(up, self._plan)
 
 
 def spec(plan: Plan, host: str = cluster.LOOPBACK) -> ServingSpec:

@@ -8,6 +8,8 @@ another:
   tells the store's now), so clocks of machines need not agree.
 - The holder counts its term from before it asked, on its own steady clock, and a renewal that is not confirmed within
   the term before is void. What a challenger may still have seen as over is therefore never prolonged.
+- A holder whose term ran out, because the store was in trouble, may create the next tenure as anyone may. If it can,
+  nobody has held in between, since whoever did would have that token: it goes on as if it had never lost it.
 """
 
 import contextlib
@@ -50,7 +52,7 @@ class Tenure:
 class Lease:
     """Held from construction to `release` (or the end of `with`); a thread renews it three times per `ttl_s`.
 
-    `token` grows with each holder of the name. The holder asks `lost`, or calls `check`, before it acts.
+    `token` grows with each tenure of the name. The holder asks `lost`, or calls `check`, before it acts.
     Raises LeaseError while another holds it, at once or after `wait_s`.
     """
 
@@ -65,6 +67,7 @@ class Lease:
         pid = os.getpid()
         self._tenure = Tenure(uuid.uuid4().hex, owner, socket.gethostname(), pid, now, ttl_s, process_name(pid))
         self._valid_until = 0.0
+        self._taken = False  # another has held it since
         self._released = threading.Event()
         self._writing = threading.Lock()
         self._acquire(time.monotonic() + wait_s)
@@ -72,16 +75,23 @@ class Lease:
 
     @property
     def lost(self) -> bool:
-        """Whether another may hold it now; once true, always true."""
+        """Whether another may hold it now."""
         return time.clock_gettime(_CLOCK) >= self._valid_until
 
-    def check(self) -> None:
-        """Raise LeaseError if the lease is lost."""
-        if self.lost:
-            raise LeaseError(
-                f"lease {self.name!r} (token {self.token}) was lost: it could not be renewed for"
-                f" {self._tenure.ttl_s:g} s, so another may hold it; run again to go on from what is committed"
-            )
+    def check(self, wait_s: float = 0.0) -> None:
+        """Raise LeaseError if the lease is lost; where nobody else has had it, it is taken back, within `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        while self.lost:
+            with self._writing, contextlib.suppress(StoreError):
+                if self.lost and not self._taken and not self._released.is_set():
+                    self._take_back()
+            if self.lost and (self._taken or self._released.is_set() or time.monotonic() >= deadline):
+                raise LeaseError(
+                    f"lease {self.name!r} (token {self.token}) was lost: it could not be renewed for"
+                    f" {self._tenure.ttl_s:g} s, so another may hold it; run again to go on from what is committed"
+                )
+            if self.lost:
+                time.sleep(_POLL_S)
 
     def release(self) -> None:
         """Let go, so that the next need not wait; does nothing a second time."""
@@ -117,10 +127,8 @@ class Lease:
             if not tenure.released and not is_gone(str(tenure.process)) and now < ends:
                 raise self._held_by(highest, tenure, ends)
         started = time.clock_gettime(_CLOCK)
-        if not self._objects.create(self._path(highest + 1), _encoded(self._tenure)):
-            tenure, ends = self._read(highest + 1)
-            if tenure.id != self._tenure.id:  # ours, if the reply to a first put was lost and the put retried
-                raise self._held_by(highest + 1, tenure, ends)
+        if not self._create_next(highest):
+            raise self._held_by(highest + 1, *self._read(highest + 1))
         self.token, self._valid_until = highest + 1, started + self._tenure.ttl_s
 
     def _held_by(self, token: int, tenure: Tenure, ends: datetime) -> LeaseError:
@@ -130,19 +138,38 @@ class Lease:
         )
 
     def _keep(self) -> None:
-        while not self._released.wait(self._tenure.ttl_s / 3) and not self.lost:
-            with self._writing, contextlib.suppress(StoreError):  # the next turn tries again, if there is time
-                if not self._released.is_set():
+        while not self._released.wait(self._tenure.ttl_s / 3) and not self._taken:
+            with self._writing, contextlib.suppress(StoreError):  # the next turn tries again
+                if self._released.is_set():
+                    return
+                if self.lost:
+                    self._take_back()
+                else:
                     self._renew()
 
     def _renew(self) -> None:
         started = time.clock_gettime(_CLOCK)
         if self._objects.exists(self._path(self.token + 1)):
-            self._valid_until = 0.0
+            self._taken, self._valid_until = True, 0.0
             return
         self._write(self._tenure)
         if not self.lost:
             self._valid_until = started + self._tenure.ttl_s
+
+    def _take_back(self) -> None:
+        """Win the next token, if nobody has."""
+        started = time.clock_gettime(_CLOCK)
+        if not self._create_next(self.token):
+            self._taken = True
+            return
+        self.token, self._valid_until = self.token + 1, started + self._tenure.ttl_s
+
+    def _create_next(self, token: int) -> bool:
+        """Whether the tenure after `token` is ours now, also where the reply to a put was lost and the put retried."""
+        if self._objects.create(self._path(token + 1), _encoded(self._tenure)):
+            return True
+        tenure, _ = self._read(token + 1)
+        return tenure.id == self._tenure.id
 
     def _store_now(self) -> datetime:
         marker = f"{self._folder}/now"

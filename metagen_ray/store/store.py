@@ -59,6 +59,14 @@ def open_store(root: str, *, read_only: bool = False) -> "Store":
     return Store(objects_at(root))
 
 
+def join_store(root: str) -> "Store":
+    """The store at a root that has been opened before, for the processes of a run.
+
+    Nothing is looked at or written, and a service in trouble is waited for, where `open_store` soon gives up.
+    """
+    return Store(objects_at(root))
+
+
 def objects_at(root: str, *, hasty: bool = False) -> Objects:
     """The place an address means; `hasty` gives up on a failing service within seconds instead of minutes."""
     scheme = _SCHEME.match(root)
@@ -93,7 +101,7 @@ class Store:
         self._objects = objects
 
     def __reduce__(self) -> tuple[Callable[[str], "Store"], tuple[str]]:
-        return _reopen, (self.root,)
+        return join_store, (self.root,)
 
     @property
     def root(self) -> str:
@@ -248,10 +256,6 @@ class Store:
         if blob_digest(data) != digest:
             raise self._damaged(stage, key, f"its file {name!r} does not match its digest ({blob_path(digest)})")
         return data
-
-
-def _reopen(root: str) -> Store:
-    return Store(objects_at(root))
 
 
 def _dated(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.queue import Queue
@@ -27,7 +27,7 @@ from ray.util.queue import Queue
 from metagen_ray.cost.bank import bank_memory, choose_bank, deal
 from metagen_ray.cost.decoder import read_decoder
 from metagen_ray.errors import StageError, UserError
-from metagen_ray.store import open_store
+from metagen_ray.store import join_store
 from metagen_ray.study import SHARDED_STAGE, Recipe, Resources
 from metagen_ray.training.core import OnStep
 from metagen_ray.training.lora import LoraShape
@@ -45,6 +45,7 @@ from metagen_ray.training.worker import (
 
 START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
 COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
+CALL_RETRIES = 5  # of a word to or from the driver that the network swallowed
 RESTART_WAIT_S = 1.0
 RESTARTS = 2  # of a trainer whose worker or controller died
 QUIET = {
@@ -172,7 +173,7 @@ class _Runs:
         # With one node there is nothing to be warned of; the watcher is a process of 115 MiB.
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if len(ray.nodes()) == 1 else "1"
         self.scratch = tempfile.TemporaryDirectory(prefix="metagen-train-", ignore_cleanup_errors=True)
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.queue = Queue(actor_options={"num_cpus": 0, "max_task_retries": CALL_RETRIES})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -215,6 +216,9 @@ class _Runs:
             except queue.Empty:
                 if ended:
                     return
+            except ActorUnavailableError:  # a word may be lost; what was done stands in the store
+                if ended:
+                    return
 
 
 class _Run(threading.Thread):
@@ -246,7 +250,7 @@ class _Run(threading.Thread):
 
 def _lane_loop(settings: dict) -> None:
     site, outbox = settings["site"], settings["queue"]
-    store, stage = open_store(settings["store_root"]), settings["stage"]
+    store, stage = join_store(settings["store_root"]), settings["stage"]
     done, jobs = store.keys(stage), ray.get(settings["jobs"])
     speaks = ray.train.get_context().get_world_rank() == 0
     train_share(

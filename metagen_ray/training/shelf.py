@@ -8,7 +8,7 @@ from pathlib import Path
 
 from metagen_ray.errors import StoreError
 from metagen_ray.progress import say
-from metagen_ray.store import Store, content_key, open_store
+from metagen_ray.store import Store, content_key, join_store
 
 STAGE = "checkpoint"
 EVERY_S = 300.0
@@ -45,7 +45,7 @@ class StoreShelf:
         """
         self._saved = time.monotonic()
         try:
-            store = open_store(self.store_root)
+            store = join_store(self.store_root)
             earlier = self._kept(store)
             store.put_files(STAGE, self._name(steps), files, {"meta": self.key, "steps": steps})
             for name in earlier[1:]:
@@ -55,13 +55,13 @@ class StoreShelf:
 
     def names(self) -> list[str]:
         """What `read` takes, the latest first."""
-        return self._kept(open_store(self.store_root))
+        return self._kept(join_store(self.store_root))
 
     def read(self, name: str) -> dict[str, bytes] | None:
         """Files of a stand; None where they cannot be read whole."""
         with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
             try:
-                open_store(self.store_root).fetch_files(STAGE, name, Path(folder))
+                join_store(self.store_root).fetch_files(STAGE, name, Path(folder))
             except StoreError as error:
                 say(f"meta_sft: a checkpoint cannot be read and is passed over: {error}")
                 return None
@@ -69,7 +69,7 @@ class StoreShelf:
 
     def clear(self) -> None:
         """Let go of all stands; the adapter is committed."""
-        store = open_store(self.store_root)
+        store = join_store(self.store_root)
         for name in self._kept(store):
             store.discard(STAGE, name)
 

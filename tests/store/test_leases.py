@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from metagen_ray.errors import LeaseError, StoreError
-from metagen_ray.store import Store, open_store
+from metagen_ray.store import Lease, Store, open_store
 from metagen_ray.store.process import is_gone, process_name
 from metagen_ray.store.store import objects_at
 from tests.store import workers
@@ -220,3 +220,47 @@ def test_process_of_another_boot_or_namespace_is_never_gone():
         own + " x",
     ):
         assert not is_gone(foreign)
+
+
+class Broken:
+    """A place that fails while it is told to."""
+
+    def __init__(self, objects: Any) -> None:
+        self.objects, self.fails = objects, False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.fails:
+            raise StoreError("the place is in trouble")
+        return getattr(self.objects, name)
+
+
+def test_lease_that_ran_out_in_trouble_is_taken_back_where_nobody_had_it(root: str):
+    open_store(root)
+    objects: Any = Broken(objects_at(root))
+    with Lease(objects, "drive", "alice", 1.5) as lease:
+        objects.fails = True
+        wait_until(lambda: lease.lost)
+        with pytest.raises(LeaseError, match="was lost"):
+            lease.check()
+        threading.Timer(1.5, lambda: setattr(objects, "fails", False)).start()
+        lease.check(wait_s=30)
+        assert (lease.token, lease.lost) == (2, False)
+        with pytest.raises(LeaseError, match="alice"):
+            open_store(root).lease("drive", "bob", 30)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_lease_that_ran_out_and_was_taken_is_lost_for_good(root: str, released: bool):
+    store = open_store(root)
+    objects: Any = Broken(objects_at(root))
+    lease = Lease(objects, "drive", "alice", 1.0)
+    objects.fails = True
+    wait_until(lambda: lease.lost)
+    with store.lease("drive", "bob", 30, wait_s=30) as bob:
+        if released:
+            bob.release()
+        objects.fails = False
+        began = time.monotonic()
+        with pytest.raises(LeaseError, match="was lost"):
+            lease.check(wait_s=30)
+        assert time.monotonic() - began < 10 and lease.lost
