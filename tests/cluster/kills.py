@@ -82,17 +82,19 @@ class Fault:
 class Struck:
     """A study under way on a cluster, and what can be done to it."""
 
-    def __init__(self, cluster: LocalCluster, rng: random.Random, room: Path, on_s3: bool = False) -> None:
+    def __init__(self, cluster: LocalCluster, rng: random.Random, room: Path, fault: Fault | None = None) -> None:
         self.cluster, self.rng, self.log = cluster, rng, room / "submit.log"
         self.trouble = cluster.room / "trouble"
-        self.store = _serve_s3(cluster, self.trouble) if on_s3 else str(cluster.store)
+        self.store = _serve_s3(cluster, self.trouble) if fault and fault.on_s3 else str(cluster.store)
+        # The driver's and its workers' calls: Ray's own job manager does not survive it.
+        self.env = ["--env", f"RAY_testing_rpc_failure={CALLS_FAIL}"] if fault and fault.calls_fail else []
         # The way past the trouble, for whoever looks on.
         self.study: Study = load_study("pocket", [*SETTINGS, f"store={_past_trouble(self.store)}"])
         self.follower = self.submit()
 
     def submit(self) -> subprocess.Popen:
         """Submit the study from outside."""
-        command = [*submission(self.cluster, SETTINGS, self.store), "--env", "METAGEN_LOG=json"]
+        command = [*submission(self.cluster, SETTINGS, self.store), "--env", "METAGEN_LOG=json", *self.env]
         return self.cluster.start("out", *command, log=self.log)
 
     def wait_for(self, stages: tuple[str, ...]) -> str:
@@ -231,9 +233,8 @@ FAULTS: Mapping[str, Fault] = {
 def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
     """One run: figures of how it went. AssertionError where it does not end whole."""
     fault, rng = FAULTS[kind], random.Random(f"{kind} {seed}")
-    env = {**CREDENTIALS, **({"RAY_testing_rpc_failure": CALLS_FAIL} if fault.calls_fail else {})}
-    with LocalCluster(WORKERS, store_mib=DISK_MIB, env=env) as cluster, credentials():
-        struck, began = Struck(cluster, rng, room, fault.on_s3), time.monotonic()
+    with LocalCluster(WORKERS, store_mib=DISK_MIB, env=CREDENTIALS) as cluster, credentials():
+        struck, began = Struck(cluster, rng, room, fault), time.monotonic()
         stage = struck.wait_for(fault.stages)
         fault.strike(struck)
         before, at = struck.committed(), time.monotonic()
