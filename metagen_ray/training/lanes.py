@@ -21,7 +21,7 @@ import ray
 import ray.train
 from ray.exceptions import ActorUnavailableError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.queue import Queue
 
 from metagen_ray.cost.bank import bank_memory, choose_bank, deal
@@ -224,8 +224,8 @@ class _Runs:
 class _Run(threading.Thread):
     """One TorchTrainer.fit with what came of it.
 
-    Ray Train starts workers again that die, but nobody starts its controller again: that is done here, with a fresh
-    name, and the workers go on from what is committed.
+    Ray Train starts workers again that die. A controller that died, or that could not start its workers, nobody starts
+    again: that is done here, with a fresh name, and the workers go on from what is committed.
     """
 
     def __init__(self, make: Callable[[int], TorchTrainer]) -> None:
@@ -237,14 +237,17 @@ class _Run(threading.Thread):
     def run(self) -> None:
         """Fit; a failure is kept for the caller, who is another thread."""
         for turn in range(RESTARTS + 1):
+            began = time.monotonic()
             try:
                 self.result, self.failure = self.make(turn).fit().return_value, ""
                 return
-            except TrainingFailedError as error:
+            except WorkerGroupError as error:
                 self.failure = _last_line(error)
                 return
-            except RayError as error:
+            except (ControllerError, RayError) as error:
                 self.failure = _last_line(error)
+                if isinstance(error, ControllerError) and time.monotonic() - began > START_TIMEOUT_S:
+                    return  # there was no room for its workers, and there would be none
                 time.sleep(RESTART_WAIT_S * 2**turn)
 
 

@@ -54,7 +54,12 @@ CALLS = (
     "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet",
     "ray::rpc::PlacementGroupInfoGcsService.grpc_client.CreatePlacementGroup",
 )
-CALL_FAILS = {"num_failures": 20, "req_failure_prob": 10, "in_flight_failure_prob": 5, "resp_failure_prob": 10}
+CALL_FAILS = {
+    "num_failures": 5,
+    "req_failure_prob": 4,
+    "in_flight_failure_prob": 2,
+    "resp_failure_prob": 4,
+}  # percent, in each process
 CALLS_FAIL = json.dumps({call: CALL_FAILS for call in CALLS})
 NOTICE_S = 25  # what a cloud gives a node that it takes back
 TITLES = {
