@@ -23,6 +23,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.util.queue import Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metagen_ray.cost.bank import bank_memory, choose_bank, deal
 from metagen_ray.cost.decoder import read_decoder
@@ -173,7 +174,10 @@ class _Runs:
         # With one node there is nothing to be warned of; the watcher is a process of 115 MiB.
         os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if len(ray.nodes()) == 1 else "1"
         self.scratch = tempfile.TemporaryDirectory(prefix="metagen-train-", ignore_cleanup_errors=True)
-        self.queue = Queue(actor_options={"num_cpus": 0, "max_task_retries": CALL_RETRIES})
+        # Beside this process: on another node it would die with that node, and the driver with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "max_task_retries": CALL_RETRIES, "scheduling_strategy": here}
+        self.queue = Queue(actor_options=options)
         return self
 
     def __exit__(self, *_: object) -> None:
