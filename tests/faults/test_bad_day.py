@@ -18,9 +18,9 @@ LINK_DOWN_S = 5
 DAY = (
     ("object_sft", "lane worker"),
     ("ground_truth", "engine"),
+    ("judge truth", "node"),
     ("predict untrained", "data actor"),
     ("meta_sft", "controller"),
-    ("predict meta", "node"),
 )
 
 

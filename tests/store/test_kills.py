@@ -74,7 +74,7 @@ def test_kill_of_a_writer_as_a_file_appears_leaves_whole_shards(tmp_path: Path):
 
 @pytest.mark.slow
 def test_kill_of_a_writer_many_times_leaves_whole_shards(root: str):
-    _kill_writers(root, 30)
+    _kill_writers(root, 15)
 
 
 def test_race_for_one_key_has_one_creator(root: str, tmp_path: Path):
