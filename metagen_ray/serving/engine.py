@@ -106,6 +106,10 @@ class Engine(VLLMEngine):
         response.model = asked
         return 200, _compact(response)
 
+    def is_dead(self) -> bool:
+        """The engine's process has ended; nothing that is asked of it will be answered."""
+        return cast(Any, self._engine_client).errored
+
     async def load_weights(self, directory: str) -> None:
         """Put the weights of a model directory in place of those in use; nothing may be running."""
         engine: Any = self._engine_client
@@ -185,7 +189,9 @@ class AdapterServer(LLMServer):
                 files = await cast(Any, self._load_model)(model)
                 await cast(Engine, self.engine).resolve_lora(files)
             except ValueError as error:
-                raise HTTPException(400, f"{model}: {error}") from error
+                # The last words of a dying engine come as a refusal of the adapter; Serve is about to start another.
+                status = 503 if cast(Engine, self.engine).is_dead() else 400
+                raise HTTPException(status, f"{model}: {error}") from error
 
 
 async def start_server(spec: ServingSpec) -> AdapterServer:

@@ -14,6 +14,7 @@ from tests.tiny import make_tiny_model
 ADAPTERS = 3
 MERGED = ADAPTERS + 1  # made by another stage, and of a rank that the engine's LoRA does not take
 UNMERGEABLE = MERGED + 1  # says of itself that it is more than a sum
+UNASKED = UNMERGEABLE + 1  # loaded by no test but that of an engine's death
 SLOTS = 2  # fewer than adapters: slots are taken over and given back
 
 
@@ -41,6 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     keys.append(put_adapter(root / "store", model_dir, seed=ADAPTERS, rank=16))
     keys.append(put_adapter(root / "store", model_dir, seed=MERGED, rank=16, stage="meta_sft"))
     keys.append(put_adapter(root / "store", model_dir, seed=UNMERGEABLE, stage="meta_sft", use_dora=True))
+    keys.append(put_adapter(root / "store", model_dir, seed=UNASKED))
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as ray_dir:
         runtime_env = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(num_cpus=2, include_dashboard=False, _temp_dir=ray_dir, runtime_env=runtime_env)

@@ -20,7 +20,7 @@ from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
 from metagen_ray.serving.judge import Judge, Options
 from metagen_ray.serving.numbers import NUMBERS
-from tests.serving.conftest import MERGED, UNMERGEABLE, Served, random_adapter
+from tests.serving.conftest import MERGED, UNASKED, UNMERGEABLE, Served, random_adapter
 from tests.tiny import make_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -234,10 +234,13 @@ def test_app_an_engine_killed_under_load_comes_back_and_the_client_with_it(serve
         asked = asyncio.ensure_future(client.complete(served.adapter(0), [PROMPT] * 512, n=8, max_tokens=60))
         await asyncio.sleep(0.5)  # some requests are under way, none has to be
         os.kill(engine.pid, signal.SIGKILL)
-        return await asked
+        # The dead engine cannot load another adapter: that is no fault of the adapter.
+        unasked = await client.complete(served.adapter(UNASKED), [PROMPT], max_tokens=2)
+        return await asked, unasked, client.retried
 
-    answers = ask(served, load, PATIENT)
+    answers, unasked, retried = ask(served, load, PATIENT)
     assert [len(group) for group in answers] == [8] * 512
+    assert len(unasked) == 1 and retried
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
 
 
