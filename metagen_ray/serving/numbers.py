@@ -6,6 +6,7 @@ A tokenizer may know a number as one token, or spell it in digits. Where a numbe
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import exp
 from typing import Any
 
@@ -24,9 +25,10 @@ class Node:
     children: dict[int, "Node"] = field(default_factory=dict)
     digits: tuple[int, ...] = ()  # tokens by which the number would go on
 
-    def ids(self) -> set[int]:
+    @cached_property
+    def ids(self) -> frozenset[int]:
         """The next tokens whose probability is needed here."""
-        return {*self.children, *self.digits}
+        return frozenset({*self.children, *self.digits})
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,18 @@ async def distributions(
     mass_PN = [[0.0] * len(NUMBERS) for _ in prompts]
     frontier = [(i, root, 1.0) for i in range(len(prompts))]
     while frontier:
-        wanted = sorted(set().union(*(node.ids() for _, node, _ in frontier)))
+        wanted = sorted(set().union(*(node.ids for _, node, _ in frontier)))
         found = await ask([[*prompts[i], *node.path] for i, node, _ in frontier], wanted)
-        reached = []
+        further = []
         for (i, node, mass), logprobs in zip(frontier, found, strict=True):
-            share = {token: exp(logprobs[token]) for token in node.ids()}
+            share = {token: exp(logprobs[token]) for token in node.ids}
             if node.number is not None:
-                mass_PN[i][node.number] += mass * max(0.0, 1.0 - sum(share[token] for token in node.ids()))
-            reached += [(i, child, mass * share[token]) for token, child in node.children.items()]
-        frontier = []
-        for i, node, mass in reached:
-            if mass > (expand_mass if node.children else overflow_mass if node.digits else 1.0):
-                frontier.append((i, node, mass))
-            elif node.number is not None:
-                mass_PN[i][node.number] += mass
+                mass_PN[i][node.number] += mass * max(0.0, 1.0 - sum(share.values()))
+            for token, child in node.children.items():
+                reached = mass * share[token]
+                if reached > (expand_mass if child.children else overflow_mass if child.digits else 1.0):
+                    further.append((i, child, reached))
+                elif child.number is not None:
+                    mass_PN[i][child.number] += reached
+        frontier = further
     return [Distribution(tuple(mass_N)) for mass_N in mass_PN]

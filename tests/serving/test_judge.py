@@ -179,10 +179,10 @@ def test_tree_digit_tokens_end_where_no_digit_follows():
     seven = next(child for child in root.children.values() if child.number == 7)
     assert sorted(child.number or 0 for child in seven.children.values()) == list(range(70, 80))
     assert all(len(child.digits) == 10 and not child.children for child in seven.children.values())
-    assert next(child for child in root.children.values() if child.number == 0).ids() == set()
+    assert next(child for child in root.children.values() if child.number == 0).ids == set()
 
 
 def test_tree_whole_numbers_are_leaves():
     root = number_tree(make_tokenizer("words"))
     assert sorted(child.number for child in root.children.values() if child.number is not None) == list(NUMBERS)
-    assert all(not child.ids() for child in root.children.values())
+    assert all(not child.ids for child in root.children.values())
