@@ -47,8 +47,9 @@ from metagen_ray.training.worker import (
 START_TIMEOUT_S = 300.0  # for the workers of one trainer to get their CPUs and GPUs and import torch
 COLLECTIVE_TIMEOUT_S = 600  # a peer that is silent for so long is gone
 CALL_RETRIES = 5  # of a word to or from the driver that the network swallowed
-RESTART_WAIT_S = 1.0
-RESTARTS = 2  # of a trainer whose worker or controller died
+RESTARTS = 2  # by Ray Train itself, of workers that died
+TURNS = 6  # of a trainer whose controller died or could not start its workers: most such turns last seconds
+TURN_WAIT_S, LONGEST_WAIT_S = 1.0, 8.0
 QUIET = {
     # The controller looks at its workers every 2 s by default, which is also what every short run waits at its end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
@@ -240,7 +241,7 @@ class _Run(threading.Thread):
 
     def run(self) -> None:
         """Fit; a failure is kept for the caller, who is another thread."""
-        for turn in range(RESTARTS + 1):
+        for turn in range(TURNS):
             began = time.monotonic()
             try:
                 self.result, self.failure = self.make(turn).fit().return_value, ""
@@ -252,7 +253,7 @@ class _Run(threading.Thread):
                 self.failure = _last_line(error)
                 if isinstance(error, ControllerError) and time.monotonic() - began > START_TIMEOUT_S:
                     return  # there was no room for its workers, and there would be none
-                time.sleep(RESTART_WAIT_S * 2**turn)
+                time.sleep(min(LONGEST_WAIT_S, TURN_WAIT_S * 2**turn))
 
 
 def _lane_loop(settings: dict) -> None:
