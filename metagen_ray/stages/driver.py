@@ -88,7 +88,7 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
                     side_by_side(plan, status, ledger, app, check)
                 except ShardsFailed as error:
                     say(f"{error}; going on step by step")
-                ledger.given_up.clear()  # each step tries what is left once more, and decides
+                plan = plan.without(key for _, key in ledger.given_up)  # tried as often as any shard is
             for at, name in enumerate(chosen):
                 check()
                 _make_room(plan, chosen[at:], ledger, app)
