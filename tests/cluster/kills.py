@@ -47,20 +47,20 @@ CALLS = (
     "NodeManagerService.grpc_client.CommitBundleResources",
     "NodeManagerService.grpc_client.PinObjectIDs",
     "CoreWorkerService.grpc_client.GetObjectStatus",
-    "CoreWorkerService.grpc_client.PushTask",
     "ObjectManagerService.grpc_client.Pull",
     "ObjectManagerService.grpc_client.Push",
     "ray::rpc::ActorInfoGcsService.grpc_client.GetActorInfo",
     "ray::rpc::InternalKVGcsService.grpc_client.InternalKVGet",
     "ray::rpc::PlacementGroupInfoGcsService.grpc_client.CreatePlacementGroup",
 )
+# A call to an actor or a task: Ray sends it again where it is told to, which Ray Train's controller does not.
+ACTOR_CALLS = ("CoreWorkerService.grpc_client.PushTask",)
 CALL_FAILS = {
     "num_failures": 5,
     "req_failure_prob": 4,
     "in_flight_failure_prob": 2,
     "resp_failure_prob": 4,
 }  # percent, in each process
-CALLS_FAIL = json.dumps({call: CALL_FAILS for call in CALLS})
 NOTICE_S = 25  # what a cloud gives a node that it takes back
 TITLES = {
     "driver": "metagen_ray.cli run study.yaml",
@@ -81,7 +81,7 @@ class Fault:
     again: bool = False
     again_if_failed: bool = False
     on_s3: bool = False
-    calls_fail: bool = False
+    calls_fail: tuple[str, ...] = ()
 
 
 class Struck:
@@ -92,7 +92,8 @@ class Struck:
         self.trouble = cluster.room / "trouble"
         self.store = _serve_s3(cluster, self.trouble) if fault and fault.on_s3 else str(cluster.store)
         # The driver's and its workers' calls: Ray's own job manager does not survive it.
-        self.env = ["--env", f"RAY_testing_rpc_failure={CALLS_FAIL}"] if fault and fault.calls_fail else []
+        fails = {call: CALL_FAILS for call in (fault.calls_fail if fault else ())}
+        self.env = ["--env", f"RAY_testing_rpc_failure={json.dumps(fails)}"] if fails else []
         # The way past the trouble, for whoever looks on.
         self.study: Study = load_study("pocket", [*SETTINGS, f"store={_past_trouble(self.store)}"])
         self.follower = self.submit()
@@ -229,7 +230,8 @@ FAULTS: Mapping[str, Fault] = {
     "s3 500": Fault(_troubles("500"), ANY, on_s3=True),
     "s3 503": Fault(_troubles("503"), ANY, on_s3=True),
     "s3 slow": Fault(_troubles("slow"), ANY, on_s3=True),
-    "rpc failures": Fault(lambda _: None, ANY, calls_fail=True),
+    "rpc failures": Fault(lambda _: None, ANY, calls_fail=CALLS),
+    "actor calls fail": Fault(lambda _: None, ANY, calls_fail=ACTOR_CALLS),
     "preemption": Fault(_take_back, ("meta_sft",)),
     "head": Fault(_lose_head, ANY, again=True),
 }
