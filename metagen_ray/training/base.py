@@ -14,10 +14,11 @@ from metagen_ray.training.dropout import drops
 from metagen_ray.training.lora import Bank, LoraShape, Slot
 from metagen_ray.training.parts import NAME, cut, register
 from metagen_ray.training.product import Banked
-from metagen_ray.training.rows import Pack, Tree, pack, plain_row, split_by_size
+from metagen_ray.training.rows import Pack, Tree, evened, pack, plain_row, split_by_size
 
 CPU_PACK_TOKENS = 4096
 GPU_PACK_TOKENS = 8192
+EVEN_FILL = 0.25  # a pack grows by so much at most where that makes its adapters' shares equal
 RECOMPUTE_SHARE = 0.25  # of a GPU's memory; a base above it leaves little room for activations
 
 
@@ -38,6 +39,7 @@ class AdaptedModel(nn.Module):
         self.to(device)
         self.pack_tokens = CPU_PACK_TOKENS if self.device.type == "cpu" else GPU_PACK_TOKENS
         self.wide = self.device.type != "cpu" and len(self.slots) > 1
+        self.alike = self.device.type == "cpu" and len({slot.shape for slot in self.slots}) == 1 < len(self.slots)
 
     @property
     def slots(self) -> list[Slot]:
@@ -55,7 +57,7 @@ class AdaptedModel(nn.Module):
         `salts` are the slots' seeds of dropout in this step; without them nothing is dropped. The backward pass comes
         before the next forward: layers that recompute read what this pack was lent.
         """
-        pack = pack if self.device.type == "cpu" else pack.to(self.device)
+        pack = evened(pack, EVEN_FILL) if self.alike else pack.to(self.device)
         self.lend(pack, salts)
         if self.by_parts:
             reading = {"attention_mask": None, "parts": cut(pack)}
@@ -92,7 +94,7 @@ class AdaptedModel(nn.Module):
         self.bank.lend(
             list(self.flats),
             self.base.dtype,  # type: ignore[arg-type]
-            Banked(pack.segments, scalings, self.wide),
+            Banked(pack.segments, scalings, self.wide, self.alike and pack.even),
             drops(pack, salts, shares) if dropping else None,
         )
 

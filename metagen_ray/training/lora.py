@@ -100,12 +100,24 @@ class Bank:
 
     def lend(self, flats: Sequence[torch.Tensor], dtype: torch.dtype, how: Banked, drops: Drops | None = None) -> None:
         """Give every layer its views of the adapters; gradients flow back into all of them, 0 where none were read."""
-        whole = torch.cat(list(flats)).to(dtype)
-        views = iter(whole.split([size for slot in self.slots for size in slot.sizes]))
-        by_slot = [[next(views).view(shape) for _, shape in slot.parts] for slot in self.slots]
+        by_slot = self._together(flats, dtype, how) if how.even else self._apart(flats, dtype)
         layers = range(len(self.layers))
         self.lent.pairs = [[(views[2 * n], views[2 * n + 1]) for views in by_slot] for n in layers]
         self.lent.how, self.lent.drops = how, drops
+
+    def _apart(self, flats: Sequence[torch.Tensor], dtype: torch.dtype) -> list[list[torch.Tensor]]:
+        """The parts of each slot."""
+        whole = torch.cat(list(flats)).to(dtype)
+        views = iter(whole.split([size for slot in self.slots for size in slot.sizes]))
+        return [[next(views).view(shape) for _, shape in slot.parts] for slot in self.slots]
+
+    def _together(self, flats: Sequence[torch.Tensor], dtype: torch.dtype, how: Banked) -> list[list[torch.Tensor]]:
+        """The parts of the slots that are read, each as one tensor [slots read, ...]: as many views as for one."""
+        whole, first = torch.stack(list(flats)).to(dtype), self.slots[0]
+        if len(how.segments) < len(flats):
+            whole = whole[[slot for slot, _, _ in how.segments]]
+        views = zip(whole.split(first.sizes, dim=1), first.parts, strict=True)
+        return [[view.view(-1, *shape) for view, (_, shape) in views]]
 
 
 class Slot:

@@ -1,8 +1,12 @@
 """The product of a linear layer with a bank of LoRA pairs, forward and backward in one node.
 
-Tokens [T] lie adapter by adapter; `segments` says which are whose. Two forms of equal numbers: one small product per
-adapter (a CPU calls small products cheaply), or all adapters side by side in one wide product, the others masked out (a
-GPU calls few kernels). On a small model half of a step is the cost of calling operators, hence one node.
+Tokens [T] lie adapter by adapter; `segments` says which are whose. Three forms of equal numbers. Even: adapters of one
+shape with as many tokens each (`rows.evened`) are one batch of small products, 3-6 x faster on a CPU than one by one.
+Split: one small product per adapter, whatever their shapes and shares. Wide, on a GPU, which calls few kernels: all
+adapters side by side in one product, the others masked out. On a small model half of a step is the cost of calling
+operators, hence one node.
+
+Shape suffixes: G adapter, L token of one adapter, R rank.
 """
 
 from collections.abc import Sequence
@@ -19,7 +23,8 @@ class Banked:
 
     segments: Segments
     scalings: Sequence[float]
-    wide: bool  # one product for all adapters
+    wide: bool = False  # one product for all adapters
+    even: bool = False  # one batch of products; pairs are then [G, ...] of the adapters of the segments
 
     def own_TR(self, ranks: Sequence[int], tokens: int, device: torch.device) -> torch.Tensor:
         """[T, sum of ranks]: whether a column is of the token's own adapter."""
@@ -40,8 +45,41 @@ def banked_linear(
 ) -> torch.Tensor:
     """X W' + bias + s ((x * drop) A') B', A and B those of each token's adapter; x [..., T, inputs]."""
     flat = [tensor for pair in pairs for tensor in pair]
-    product = _Wide if how.wide else _Split
+    product = _Even if how.even else _Wide if how.wide else _Split
     return product.apply(x, weight, bias, how, drop, *flat)  # type: ignore[return-value]
+
+
+class _Even(torch.autograd.Function):
+    """One batch of small products; the forms are those that MKL is fastest on."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, how, drop, a_GRI, b_GOR):
+        rows, adapters = x.reshape(-1, x.shape[-1]), len(how.segments)
+        seen = rows if drop is None else rows * drop
+        seen_GLI, scaling = seen.view(adapters, -1, x.shape[-1]), how.scalings[how.segments[0][0]]
+        out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
+        low_GLR = torch.bmm(seen_GLI, a_GRI.transpose(1, 2))
+        out.view(adapters, -1, out.shape[-1]).baddbmm_(low_GLR, b_GOR.transpose(1, 2), alpha=scaling)
+        ctx.save_for_backward(seen_GLI, weight, drop, low_GLR, a_GRI, b_GOR)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        seen_GLI, weight, drop, low_GLR, a_GRI, b_GOR = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad_GLO = grad.view(*low_GLR.shape[:2], -1)
+        grad_low_GLR = torch.bmm(grad_GLO, b_GOR).mul_(ctx.scaling)
+        grad_a = torch.bmm(grad_low_GLR.transpose(1, 2), seen_GLI)
+        grad_b = torch.bmm(low_GLR.transpose(1, 2), grad_GLO).mul_(ctx.scaling).transpose(1, 2)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None, grad_a, grad_b
+        grad_x = grad @ weight
+        if drop is None:
+            grad_x.view(seen_GLI.shape).baddbmm_(grad_low_GLR, a_GRI)
+        else:
+            grad_x.addcmul_(torch.bmm(grad_low_GLR, a_GRI).view(grad_x.shape), drop)
+        return grad_x.view(ctx.shape), None, None, None, None, grad_a, grad_b
 
 
 class _Split(torch.autograd.Function):

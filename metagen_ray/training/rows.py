@@ -15,6 +15,7 @@ from itertools import groupby
 import torch
 
 PREFIX = -1  # the group and the leaf of a token that all branches of its tree see
+FILLED = -2  # the tree, the group and the leaf of a token that fills a pack up
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,11 @@ class Pack:
     weight: float = 1.0
 
     @property
+    def even(self) -> bool:
+        """Several adapters with as many tokens each."""
+        return len({end - start for _, start, end in self.segments}) == 1 < len(self.segments)
+
+    @property
     def is_straight(self) -> bool:
         """One straight row: ordinary causal attention serves."""
         return len(self.spans) == 1 and self.spans[0].straight
@@ -107,6 +113,8 @@ class Pack:
 
     def to(self, device: torch.device) -> "Pack":
         """The same pack on another device."""
+        if device == self.token_S.device:
+            return self
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("_S", "_C"))}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()})
 
@@ -121,6 +129,32 @@ def pack(trees: Sequence[Tree], weight: float = 1.0) -> Pack:
         columns.add_tree(tree_id, tree)
     long = [torch.tensor(c, dtype=torch.long) for c in columns.as_lists()]
     return Pack(*long, spans=tuple(columns.spans), segments=columns.segments(), weight=weight)
+
+
+def evened(pack: Pack, most: float) -> Pack:
+    """The pack with as many tokens for each of its adapters, itself if it would grow by more than a share of `most`.
+
+    What is filled in stands at the end of an adapter's part as a row of its own: no other token sees it, and nothing is
+    predicted from it.
+    """
+    sizes = [end - start for _, start, end in pack.segments]
+    length, tokens = max(sizes), len(pack.token_S)
+    if len(sizes) < 2 or min(sizes) == length or length * len(sizes) > (1 + most) * tokens:
+        return pack
+    place_S, spans = torch.empty(tokens, dtype=torch.long), []
+    for number, (_, start, end) in enumerate(pack.segments):
+        ahead = number * length - start
+        place_S[start:end] = torch.arange(start + ahead, end + ahead)
+        own = (span for span in pack.spans if start <= span.start < end)
+        spans += [Span(s.start + ahead, s.fork + ahead, s.end + ahead, s.straight) for s in own]
+        if end - start < length:
+            spans.append(Span(end + ahead, end + ahead, (number + 1) * length, straight=True))
+    laid = {name: torch.zeros(length * len(sizes), dtype=torch.long) for name in ("token_S", "position_S", "mark_S")}
+    laid |= {name: torch.full_like(laid["token_S"], FILLED) for name in ("tree_S", "group_S", "leaf_S")}
+    for name, column in laid.items():
+        column[place_S] = getattr(pack, name)
+    segments = tuple((slot, n * length, (n + 1) * length) for n, (slot, _, _) in enumerate(pack.segments))
+    return replace(pack, **laid, source_C=place_S[pack.source_C], spans=tuple(spans), segments=segments)
 
 
 def split_by_size(trees: Sequence[Tree], limit_tokens: int) -> list[list[Tree]]:

@@ -1,6 +1,9 @@
 """Banks: each adapter against itself alone, trained by PEFT and by our own loop; dropout; packs of other models."""
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +12,14 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GraniteConfig, Lla
 
 from metagen_ray.errors import InputError, StageError
 from metagen_ray.study import Recipe
+from metagen_ray.training import base, lora
 from metagen_ray.training.base import AdaptedModel, freeze, load_base
 from metagen_ray.training.core import Member, Pace, TrainLog, make_batch, train, train_bank
 from metagen_ray.training.dropout import drops
 from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.plain import PlainEngine
-from metagen_ray.training.rows import Branch, Tree, pack, plain_row
+from metagen_ray.training.product import Banked, banked_linear
+from metagen_ray.training.rows import Branch, Tree, evened, pack, plain_row
 from metagen_ray.training.score import score
 from tests.tiny import make_tiny_model
 from tests.training.peft_alone import (
@@ -48,14 +53,14 @@ def random_trees(count: int, seed: int) -> list[Tree]:
     return [Tree(tokens(10, 20), tuple(Branch(tokens(1, 5), tokens(1, 5)) for _ in range(4))) for _ in range(count)]
 
 
-def mixed_members(count: int, dropout: float = 0.0) -> list[Member]:
-    """Ranks, rates, schedules, decays, clips, batches and lengths differ from member to member."""
+def mixed_members(count: int, dropout: float = 0.0, alike: bool = False) -> list[Member]:
+    """Rates, schedules, decays, clips, batches and lengths differ from member to member, and ranks if not `alike`."""
     found = []
     for n in range(count):
         recipe = Recipe(
-            rank=(2, 4, 3)[n % 3], alpha=8, lr=(5e-3, 1e-3)[n % 2], epochs=1 + n % 2, batch_rows=4 + n % 3,
+            rank=4 if alike else (2, 4, 3)[n % 3], alpha=8, lr=(5e-3, 1e-3)[n % 2], epochs=1 + n % 2,
             schedule=("constant", "linear", "cosine")[n % 3], warmup_share=0.2 * (n % 2), weight_decay=0.1 * (n % 3),
-            clip=(0.05, 1.0)[n % 2], dropout=dropout * (n % 2),
+            batch_rows=4 + n % 3, clip=(0.05, 1.0)[n % 2], dropout=dropout * (alike or n % 2),
         )  # fmt: skip
         found.append(Member(random_rows(11 + 3 * n, n), recipe, 100 + n))
     return found
@@ -70,15 +75,29 @@ def trained(engine: PlainEngine, members: list[Member]) -> list[tuple[Adapter, T
     return [(engine.adapter(slot), log) for slot, log in enumerate(logs)]
 
 
+@pytest.fixture
+def forms(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each form of the product is used; packs are evened whatever it takes."""
+    used: Counter[str] = Counter()
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, bias: Any, pairs: Any, how: Banked, drop: Any) -> torch.Tensor:
+        used["even" if how.even else "wide" if how.wide else "split"] += 1
+        return banked_linear(x, weight, bias, pairs, how, drop)
+
+    monkeypatch.setattr(lora, "banked_linear", counted)
+    monkeypatch.setattr(base, "EVEN_FILL", 100.0)
+    return used
+
+
 @pytest.mark.parametrize("count", [1, 4, 16])
-@pytest.mark.parametrize("wide", [False, True], ids=["split", "wide"])
+@pytest.mark.parametrize("form", ["split", "even", "wide"])
 @pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
 def test_bank_every_adapter_equals_peft_alone(
-    model_dir: Path, tmp_path: Path, count: int, wide: bool, double: bool
+    model_dir: Path, tmp_path: Path, forms: Counter[str], count: int, form: str, double: bool
 ) -> None:
-    members = mixed_members(count)
+    members = mixed_members(count, alike=form == "even")
     engine = bank_engine(model_dir, members)
-    engine.model.wide = wide
+    engine.model.wide = form == "wide"
     engine.model.pack_tokens = 200  # several packs a step
     if double:
         engine.model.double()
@@ -91,10 +110,12 @@ def test_bank_every_adapter_equals_peft_alone(
         assert np.allclose(log.losses, losses, atol=1e-5)
         assert relative_gap(adapter, peft_weights(peft)) < (PARITY_FP64 if double else PARITY)
         assert largest_gap(adapter, peft_weights(peft)) < (PARITY_FP64 if double else 1e-4)
+    assert forms["split" if count == 1 and form == "even" else form]
 
 
-def test_bank_with_dropout_equals_each_adapter_alone(model_dir: Path) -> None:
-    members = mixed_members(5, dropout=0.3)
+@pytest.mark.parametrize("alike", [False, True], ids=["split", "even"])
+def test_bank_with_dropout_equals_each_adapter_alone(model_dir: Path, forms: Counter[str], alike: bool) -> None:
+    members = mixed_members(5, 0.3, alike)
     plain = [adapter for adapter, _ in trained(bank_engine(model_dir, members), members)]
     members[3] = Member(random_trees(9, 3), members[3].recipe, 5)
     together = bank_engine(model_dir, members)
@@ -104,12 +125,14 @@ def test_bank_with_dropout_equals_each_adapter_alone(model_dir: Path) -> None:
         expected = train(alone, members[slot].trees, members[slot].recipe, members[slot].seed)
         assert np.allclose(log.losses, expected.losses, atol=1e-5)
         assert relative_gap(adapter, alone.adapter()) < PARITY
-    dropless = mixed_members(5)
+    assert forms["even"] > 0 if alike else forms["even"] == 0
+    dropless = mixed_members(5, 0.0, alike)
     gaps = [
         largest_gap(adapter, without)
         for adapter, (without, _) in zip(plain, trained(bank_engine(model_dir, dropless), dropless), strict=True)
     ]
-    assert min(gaps[1::2]) > 1e-4 and max(gaps[::2]) == 0  # it did drop, where it was asked to
+    assert min(gaps[1::2]) > 1e-4  # it did drop, where it was asked to
+    assert alike or max(gaps[::2]) == 0
 
 
 def test_dropout_drops_its_share_afresh_in_every_step_layer_token_and_feature() -> None:
@@ -187,8 +210,8 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bank_any_decoder_reads_a_pack_as_it_reads_the_rows(family: str) -> None:
     torch.manual_seed(0)
-    base = freeze(AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="sdpa"))
-    model = AdaptedModel(base, [LoraShape.of(Recipe(rank=2))])
+    decoder = freeze(AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="sdpa"))
+    model = AdaptedModel(decoder, [LoraShape.of(Recipe(rank=2))])
     with torch.no_grad():
         model.flats[0] += 0.1 * torch.randn(len(model.flats[0]))
     trees = [*random_rows(5, 0), *random_trees(2, 1)]
@@ -211,8 +234,36 @@ def test_bank_more_members_than_slots_are_refused(model_dir: Path) -> None:
         train_bank(bank_engine(model_dir, members[:1]), members)
 
 
-def test_bank_fewer_members_than_slots_train_as_ever(model_dir: Path) -> None:
-    members = mixed_members(3)
+def test_pack_evened_reads_the_same_and_grows_no_more_than_it_may(model_dir: Path) -> None:
+    trees = [*random_rows(20, 0), *random_trees(5, 1)]
+    laid = pack([replace(t, slot=(0, 2, 3)[n % 3]) for n, t in enumerate(trees)])
+    even = evened(laid, 100.0)
+    assert even.even and not laid.even and [slot for slot, _, _ in even.segments] == [0, 2, 3]
+    growth = len(even.token_S) / len(laid.token_S) - 1
+    assert evened(laid, growth - 0.01) is laid and evened(laid, growth + 0.01).even
+    assert evened(even, 100.0) is even
+    model = AdaptedModel(load_base(model_dir), [LoraShape.of(Recipe(rank=2, alpha=4))] * 4)
+    with torch.no_grad():
+        for flat in model.flats:
+            flat += 0.05 * torch.randn(len(flat), generator=torch.Generator().manual_seed(1))
+    found = []
+    for alike, by_parts in ((False, True), (True, True), (True, False)):
+        model.alike, model.by_parts = alike, by_parts
+        if not by_parts:
+            model.base.set_attn_implementation("sdpa")  # type: ignore[operator]
+        losses = model(even if alike else laid)
+        found.append((losses.detach(), torch.autograd.grad(losses.sum(), list(model.flats))))
+    (expected, expected_grads), *others = found
+    for losses, grads in others:
+        assert torch.allclose(losses, expected, atol=1e-5)
+        assert not grads[1].any() and not expected_grads[1].any()
+        for ours, theirs in zip(grads, expected_grads, strict=True):
+            assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("alike", [False, True], ids=["mixed", "alike"])
+def test_bank_fewer_members_than_slots_train_as_ever(model_dir: Path, alike: bool) -> None:
+    members = mixed_members(3, alike=alike)
     engine = bank_engine(model_dir, members)
     first = trained(engine, members)
     (again, log), *_ = trained(engine, members[:1])
