@@ -48,7 +48,16 @@ PEERS = {
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
     "ray": ("stages", "cluster", "nodes", "submit", "doctor", "spot", "serving", "training/lanes", "metrics"),
-    "torch": ("doctor", "training", "predictors", "lab", "serving/cpu_worker", "serving/merge", "serving/siblings"),
+    "torch": (
+        "doctor",
+        "training",
+        "predictors",
+        "lab",
+        "serving/cpu_kernels",
+        "serving/cpu_worker",
+        "serving/merge",
+        "serving/siblings",
+    ),
     "deepspeed": ("training",),
     "peft": ("training",),
     "vllm": ("serving",),

@@ -191,7 +191,7 @@ class BlockCopies(KVConnectorBase_V1):
         if due.blocks:
             source, target = torch.tensor(due.blocks).unbind(1)
             for cache in self._caches:
-                cache[target] = cache[source]
+                cache.index_copy_(0, target, cache.index_select(0, source))
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Nothing is loaded in the background."""

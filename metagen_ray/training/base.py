@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from metagen_ray.errors import InputError
 from metagen_ray.training.dropout import drops
+from metagen_ray.training.heap import keep_heap
 from metagen_ray.training.lora import Bank, LoraShape, Slot
+from metagen_ray.training.norms import freeze_norms
 from metagen_ray.training.parts import NAME, cut, register
 from metagen_ray.training.product import Banked
 from metagen_ray.training.rows import Pack, Tree, evened, pack, plain_row, split_by_size
@@ -28,6 +30,9 @@ class AdaptedModel(nn.Module):
     def __init__(self, base: nn.Module, shapes: Sequence[LoraShape], device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.bank = Bank(base, shapes)
+        if torch.device(device).type == "cpu":
+            freeze_norms(base)
+            keep_heap()
         self.base = base
         self.flats = nn.ParameterList(torch.zeros(slot.size) for slot in self.slots)
         self.not_full = layers_without_full_attention(base.config)

@@ -47,3 +47,51 @@ def test_sample_draws_each_row_from_its_own_distribution():
         assert np.abs(found_V - share_V).max() < 5 * np.sqrt(0.25 / len(drawn))
     correlation = np.corrcoef(drawn[:, 0], drawn[:, 2])[0, 1]
     assert abs(correlation) < 5 / np.sqrt(len(drawn))
+
+
+def test_sample_never_draws_what_has_no_share_whatever_the_size_of_the_vocabulary():
+    """Words without a share fill whole blocks, begin and end others; the last block is not full."""
+    import torch
+
+    from metagen_ray.serving.cpu_worker import sample
+
+    torch.manual_seed(0)
+    share_V = torch.rand(200)
+    share_V[:70] = share_V[120:140] = share_V[190:] = 0.0
+    share_V /= share_V.sum()
+    found_V = np.bincount(sample(share_V.log().repeat(50_000, 1)).numpy(), minlength=200) / 50_000
+    assert (found_V[share_V.numpy() == 0] == 0).all()
+    assert np.abs(found_V - share_V.numpy()).max() < 5 * np.sqrt(share_V.max().item() / 50_000)
+    peaked = torch.full((3, 130), -1e4)
+    peaked[[0, 1, 2], [0, 64, 129]] = 0.0
+    assert sample(peaked).tolist() == [0, 64, 129]
+
+
+def test_kernels_say_what_the_operators_say():
+    from types import SimpleNamespace
+
+    import torch
+    from vllm import ir
+    from vllm.model_executor.layers.activation import SiluAndMul
+    from vllm.platforms import current_platform
+
+    from metagen_ray.serving.cpu_kernels import PROVIDER, fused_add_rms_norm, rms_norm, silu_and_mul, use_kernels
+
+    current_platform.import_kernels()
+    torch.manual_seed(0)
+    x, other, weight = torch.randn(7, 96), torch.randn(7, 96), torch.rand(96)
+    native = {name: getattr(ir.ops, name).impls["native"].impl_fn for name in ("rms_norm", "fused_add_rms_norm")}
+    heads = x.view(7, 3, 32)[:, :2]  # not contiguous, as queries are
+    torch.testing.assert_close(rms_norm(heads, weight[:32], 1e-6), native["rms_norm"](heads, weight[:32], 1e-6))
+    expected = native["fused_add_rms_norm"](x, other, weight, 1e-6)
+    torch.testing.assert_close(fused_add_rms_norm(x.clone(), other.clone(), weight, 1e-6), expected)
+    torch.testing.assert_close(silu_and_mul(None, x), SiluAndMul.forward_native(x))  # type: ignore[arg-type]
+    chosen = SimpleNamespace(rms_norm=None, fused_add_rms_norm=None)
+    use_kernels(SimpleNamespace(kernel_config=SimpleNamespace(ir_op_priority=chosen)))  # type: ignore[arg-type]
+    assert chosen.rms_norm[0] == chosen.fused_add_rms_norm[0] == PROVIDER
+    for name in native:
+        op = getattr(ir.ops, name)
+        assert PROVIDER in op.impls
+        arguments = (x, weight, 1e-6) if name == "rms_norm" else (x, other, weight, 1e-6)
+        assert op.impls[PROVIDER].supports_args(*arguments)
+        assert not op.impls[PROVIDER].supports_args(*arguments, 48)

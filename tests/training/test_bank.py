@@ -93,8 +93,11 @@ def forms(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("form", ["split", "even", "wide"])
 @pytest.mark.parametrize("double", [False, True], ids=["fp32", "fp64"])
 def test_bank_every_adapter_equals_peft_alone(
-    model_dir: Path, tmp_path: Path, forms: Counter[str], count: int, form: str, double: bool
-) -> None:
+    model_dir: Path, tmp_path: Path, forms: Counter[str], monkeypatch: pytest.MonkeyPatch,
+    count: int, form: str, double: bool,
+) -> None:  # fmt: skip
+    if double:  # Hugging Face's norms compute in fp32 whatever they are given
+        monkeypatch.setattr(base, "freeze_norms", lambda decoder: 0)
     members = mixed_members(count, alike=form == "even")
     engine = bank_engine(model_dir, members)
     engine.model.wide = form == "wide"
