@@ -13,13 +13,13 @@ HEAD = "| # | ours | against | size | ours | peer | ratio (low, high) | aim | pa
 
 
 def newest(folder: Path = RESULTS) -> list[Row]:
-    """The last line of every figure that has a row of the table, in the table's order."""
+    """The last line of every figure that has a row of the table, in the table's order, whatever machine it is of."""
     found: dict[tuple, Row] = {}
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = _parsed(line)
             if row is not None:
-                key = tuple(row.get(name) for name in ("row", "size", "what", "against", "machine"))
+                key = tuple(row.get(name) for name in ("row", "size", "what", "against"))
                 if key not in found or found[key]["date"] <= row["date"]:
                     found[key] = row
     return sorted(found.values(), key=lambda row: (row["row"], _parameters(row["size"])))

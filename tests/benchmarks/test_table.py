@@ -37,7 +37,7 @@ def written(folder: Path, name: str, *lines: dict[str, Any]) -> None:
 def test_newest_takes_the_last_line_of_every_figure_in_order(tmp_path: Path) -> None:
     later = "2030-01-02T00:00:00+00:00"
     written(tmp_path, "b", line(row=2, size="10M"), line(row=2))
-    written(tmp_path, "a", line(ratio=5.0, date=later), line(ratio=9.0), line(against="another"))
+    written(tmp_path, "a", line(ratio=5.0, date=later, machine="another"), line(ratio=9.0), line(against="another"))
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"row": "deploy", "seconds": 17.5}\n{"row": 1, "torn')
     found = newest(tmp_path)
