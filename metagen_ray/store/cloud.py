@@ -28,10 +28,16 @@ _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _TRIES = 3
 """Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
 
+_PATIENCE, _FIRST_WAIT, _LONGEST_WAIT = timedelta(minutes=3), timedelta(seconds=0.1), timedelta(seconds=10)
 # A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon. The
-# timeout bounds the tries, not their count: waits of 0.1 to 10 s bridge a service that fails for a minute or two.
+# timeout bounds the tries, never their count. A wait is drawn from the first one up to `base` times the one before:
+# with a base of 2 waits shrink as often as they grow, and 60 of them have lasted 16 s.
 _PATIENT: "tuple[RetryConfig, ClientConfig]" = (
-    {"max_retries": 60, "retry_timeout": timedelta(minutes=3), "backoff": {"max_backoff": timedelta(seconds=10)}},
+    {
+        "max_retries": _PATIENCE // _FIRST_WAIT,
+        "retry_timeout": _PATIENCE,
+        "backoff": {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 4},
+    },
     {"timeout": timedelta(minutes=5), "connect_timeout": timedelta(seconds=5)},
 )
 # For small objects somebody waits for: opening a store, and leases, which a hanging connection must not end.

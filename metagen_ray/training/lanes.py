@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from metagen_ray.cost.bank import bank_memory, choose_bank, deal
 from metagen_ray.cost.decoder import read_decoder
-from metagen_ray.errors import StageError, UserError
+from metagen_ray.errors import StageError, StoreError, UserError
 from metagen_ray.store import join_store
 from metagen_ray.study import SHARDED_STAGE, Recipe, Resources
 from metagen_ray.training.core import OnStep
@@ -289,9 +289,15 @@ def _bank_size(site: Site, jobs: Sequence[AdapterJob], most: int) -> int:
 
 
 def _meta_loop(settings: dict) -> MetaResult | str | None:
-    """What came of it, or why nothing did: a user's error would be the same after a restart."""
+    """What came of it, or why nothing did: a user's error would be the same after a restart, and is that of all ranks.
+
+    A store that fails does so for one rank, and may be well a moment later: the others, who wait for that rank, start
+    again with it.
+    """
     try:
         return _meta_result(settings)
+    except StoreError:
+        raise
     except UserError as error:
         return str(error)
 

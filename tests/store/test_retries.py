@@ -5,6 +5,7 @@ import http.server
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -130,3 +131,22 @@ def test_service_in_trouble_for_a_while_is_waited_for(s3_endpoint: str):
         assert store.put_shard("judge", key, pa.table({"a": [1]}), {})
         assert time.monotonic() > ends
     assert open_store(f"s3://{BUCKET}/trouble?endpoint={s3_endpoint}").has("judge", key)
+
+
+@pytest.mark.slow
+def test_every_request_outlasts_a_service_in_trouble_for_half_a_minute(s3_endpoint: str):
+    """Waits are drawn: of 40 requests several would have used up 60 tries before."""
+    ends = time.monotonic() + 30
+
+    class Recovering(Quiet):
+        def handle_any(self) -> None:
+            content = b"" if time.monotonic() < ends else b"<ListBucketResult/>"
+            self.send_response(200 if content else 500)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with _serving(Recovering) as endpoint, ThreadPoolExecutor(40) as pool:
+        objects = objects_at(f"s3://{BUCKET}/x?endpoint={endpoint}")
+        assert list(pool.map(lambda _: list(objects.list("pool")), range(40))) == [[]] * 40
+        assert time.monotonic() > ends

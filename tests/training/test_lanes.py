@@ -1,5 +1,6 @@
 """Lanes and meta-SFT on a Ray cluster of this machine: commits, failures, progress, a killed worker, equal adapters."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -7,12 +8,14 @@ from typing import Literal
 import numpy as np
 import psutil
 import pytest
+import ray
+import ray.train
 
-from metagen_ray.errors import StageError
+from metagen_ray.errors import StageError, StoreError
 from metagen_ray.store import Store, content_key, open_store
 from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.base import AdaptedModel, load_base
-from metagen_ray.training.lanes import deal_jobs, run_lanes, run_meta
+from metagen_ray.training.lanes import COLLECTIVE_TIMEOUT_S, deal_jobs, run_lanes, run_meta
 from metagen_ray.training.lora import Adapter, LoraShape, read_adapter
 from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, plain_row
@@ -160,6 +163,32 @@ def test_meta_whose_controller_is_killed_goes_on(cluster: None, model_dir: Path,
     )
     expected = train_meta(plain_trainer(model_dir, [LoraShape.of(recipe)]), epochs, recipe, 3)
     assert killed and np.allclose(result.losses, expected.losses, atol=1e-5)
+
+
+class FailsOnce(StoreShelf):
+    """The first rank finds the store failing when it looks for the first time."""
+
+    def names(self) -> list[str]:
+        looked = Path(self.store_root) / "looked"
+        if ray.train.get_context().get_world_rank() == 0 and not looked.exists():
+            looked.parent.mkdir(parents=True, exist_ok=True)
+            looked.touch()
+            raise StoreError("the store does not answer")
+        return StoreShelf.names(self)
+
+
+def test_meta_whose_store_fails_for_one_rank_starts_again_with_all(
+    cluster: None, model_dir: Path, tmp_path: Path
+) -> None:
+    shelf, resources = (
+        FailsOnce(str(tmp_path / "store"), "e" * 64, 1000),
+        Resources(meta_workers=2, cpus_per_worker=0.5),
+    )
+    began = time.monotonic()
+    result = run_meta(model_dir, [trees(1), trees(2)], META, 3, resources, "test", shelf=shelf)
+    assert time.monotonic() - began < COLLECTIVE_TIMEOUT_S / 2  # nobody waited for a rank that had left
+    expected = train_meta(plain_trainer(model_dir, [LoraShape.of(META)]), [trees(1), trees(2)], META, 3)
+    assert np.allclose(result.losses, expected.losses, atol=1e-5) and (tmp_path / "store" / "looked").exists()
 
 
 def test_meta_that_diverges_is_a_stage_error(cluster: None, model_dir: Path) -> None:
