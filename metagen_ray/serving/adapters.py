@@ -18,6 +18,7 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 
 from metagen_ray.errors import StoreError
+from metagen_ray.serving.merge import is_finite
 from metagen_ray.store import join_store
 
 KEY = re.compile(r"[0-9a-f]{64}")
@@ -70,3 +71,5 @@ def fetch_adapter(root: str, stages: Sequence[str], key: str, directory: Path) -
         join_store(root).fetch_files(stage, key, directory)
     except StoreError as error:
         raise HTTPException(424, str(error)) from error
+    if not is_finite(directory):
+        raise HTTPException(400, f"adapter {key} has weights that are not finite; train it again with a lower rate")

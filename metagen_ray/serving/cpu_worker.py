@@ -102,7 +102,7 @@ def add_products(
         return
     low = x.repeat(1, len(rows.slots)) if a is None else x @ _side_by_side(a, rows.slots, dim=0).t()
     if rows.own_TK1 is not None:
-        low.view(len(x), len(rows.slots), -1).mul_(rows.own_TK1)
+        low.view(len(x), len(rows.slots), low.shape[1] // len(rows.slots)).mul_(rows.own_TK1)
     y.addmm_(low, _side_by_side(b, rows.slots, dim=1).t(), alpha=scale)
 
 
@@ -117,7 +117,7 @@ def sample(logits_NV: torch.Tensor) -> torch.Tensor:
     A block of words by one uniform, then a word of the block by what is left of it.
     """
     share_NV = F.pad(logits_NV.softmax(dim=-1, dtype=torch.float32), (0, -logits_NV.shape[1] % BLOCK))
-    blocks_NKB = share_NV.view(len(share_NV), -1, BLOCK)
+    blocks_NKB = share_NV.view(len(share_NV), share_NV.shape[1] // BLOCK, BLOCK)
     upto_NK = blocks_NKB.sum(dim=-1).double().cumsum(dim=-1)
     drawn_N1 = torch.rand(len(share_NV), 1, dtype=torch.float64)
     block_N1, left_N1 = _pick(upto_NK, drawn_N1)
@@ -130,7 +130,7 @@ def _pick(upto_NK: torch.Tensor, drawn_N1: torch.Tensor) -> tuple[torch.Tensor, 
     """Which of K a uniform of 0..1 falls on, never one of no size; and where inside it, a uniform again."""
     whole_N1 = upto_NK[:, -1:]
     at_N1 = torch.minimum(drawn_N1 * whole_N1, whole_N1.nextafter(torch.zeros_like(whole_N1)))
-    chosen_N1 = torch.searchsorted(upto_NK, at_N1, right=True)
+    chosen_N1 = torch.searchsorted(upto_NK, at_N1, right=True).clamp_(max=upto_NK.shape[1] - 1)  # not numbers: any
     end_N1 = upto_NK.gather(1, chosen_N1)
     start_N1 = torch.where(chosen_N1 > 0, upto_NK.gather(1, (chosen_N1 - 1).clamp_(min=0)), 0.0)
     return chosen_N1, (at_N1 - start_N1) / (end_N1 - start_N1)

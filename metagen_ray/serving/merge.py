@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from metagen_ray.errors import InputError
@@ -44,6 +44,17 @@ def merge(base_dir: Path, adapter_dir: Path, out_dir: Path) -> None:
     missing = sorted(set(pairs) - merged)
     if missing:
         raise InputError(f"{adapter_dir}: the base in {base_dir} has no {missing[0]}; the adapter is of another base")
+
+
+def is_finite(adapter_dir: Path) -> bool:
+    """Whether all weights are numbers: in a batch that several share, others' answers would be none either.
+
+    True where the file cannot be read, which whoever loads it says better.
+    """
+    try:
+        return all(bool(tensor.isfinite().all()) for tensor in load_file(adapter_dir / WEIGHTS).values())
+    except (OSError, SafetensorError):
+        return True
 
 
 def _pairs(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -65,6 +65,10 @@ def test_sample_never_draws_what_has_no_share_whatever_the_size_of_the_vocabular
     peaked = torch.full((3, 130), -1e4)
     peaked[[0, 1, 2], [0, 64, 129]] = 0.0
     assert sample(peaked).tolist() == [0, 64, 129]
+    peaked[1] = float("nan")
+    first, broken, last = sample(peaked).tolist()
+    assert (first, last) == (0, 129) and 0 <= broken < 192  # of a broken model; its neighbours are not touched
+    assert sample(peaked[:0]).tolist() == []
 
 
 def test_kernels_say_what_the_operators_say():

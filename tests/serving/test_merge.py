@@ -57,3 +57,16 @@ def test_merge_an_adapter_of_another_base_is_refused(base_dir: Path, tmp_path: P
     save_file(renamed, adapter / "adapter_model.safetensors")
     with pytest.raises(InputError, match=r"layers\.7.*another base"):
         merge(base_dir, adapter, tmp_path / "merged")
+
+
+def test_is_finite_tells_a_broken_adapter_from_a_sound_one(tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    from metagen_ray.serving.merge import WEIGHTS, is_finite
+
+    for value, expected in ((1.0, True), (float("nan"), False), (float("inf"), False)):
+        save_file({"a": torch.ones(3), "b": torch.tensor([0.0, value])}, tmp_path / WEIGHTS)
+        assert is_finite(tmp_path) is expected
+    (tmp_path / WEIGHTS).write_bytes(b"torn")
+    assert is_finite(tmp_path)
