@@ -74,6 +74,10 @@ class Engine(Protocol):
         """Whether any rank wants it; every rank asks, and all get the same answer."""
         ...
 
+    def agreed(self, names: Sequence[str]) -> list[str]:
+        """What rank 0 brings, on every rank; every rank asks."""
+        ...
+
 
 @dataclass(slots=True)
 class TrainLog:

@@ -63,6 +63,10 @@ class PlainEngine:
         """Itself: there is one rank."""
         return wanted
 
+    def agreed(self, names: Sequence[str]) -> list[str]:
+        """The same names: there is one rank."""
+        return list(names)
+
 
 def slot_losses(loss_C: torch.Tensor, pack: Pack, tokens: Sequence[int]) -> torch.Tensor:
     """A pack's part of every slot's mean loss, [G]; `tokens` are those of the whole step by slot."""

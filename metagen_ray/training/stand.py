@@ -1,13 +1,13 @@
 """A long training between two steps, as files: what it needs to go on. Knows no store; the caller brings the shelf."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from safetensors.torch import load, save
 
-from metagen_ray.training.core import Snapshot, TrainLog
+from metagen_ray.training.core import Engine, Snapshot, TrainLog
 from metagen_ray.training.lora import Adapter
 
 TENSORS = "stand.safetensors"
@@ -58,11 +58,17 @@ class Stand:
         return {TENSORS: save(tensors), REST: json.dumps(rest | {"updates": taken.updates}).encode()}
 
 
-def load_stand(shelf: Shelf | None, any_rank: Callable[[bool], bool]) -> Stand | None:
-    """The latest stand on a shelf that every rank can read, if there is one."""
-    for name in shelf.names() if shelf else ():
-        files = shelf.read(name) if shelf else None
-        if not any_rank(files is None) and files is not None:
+def load_stand(shelf: Shelf | None, engine: Engine) -> Stand | None:
+    """The latest stand on a shelf that every rank can read, if there is one.
+
+    Rank 0 says which ones there are: workers whose controller died may save one more between two ranks' looks, and
+    ranks that go on from different steps wait for each other for ever.
+    """
+    if not shelf:
+        return None
+    for name in engine.agreed(shelf.names() if engine.rank == 0 else ()):
+        files = shelf.read(name)
+        if not engine.any_rank(files is None) and files is not None:
             return _stand_of(files)
     return None
 

@@ -193,7 +193,7 @@ def train_meta(
     if keep_best and not inner_trees:
         raise ValueError("keep_best chooses by the loss on inner_trees; give some")
     engine = trainer.engine
-    stand = load_stand(shelf, engine.any_rank)
+    stand = load_stand(shelf, engine)
     if stand is not None:
         engine.restore(stand.snapshot, recipe.weight_decay)
     inner = stand.inner_losses if stand else []

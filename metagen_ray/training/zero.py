@@ -93,6 +93,13 @@ class DeepSpeedEngine:
         dist.all_reduce(told, dist.ReduceOp.MAX)
         return bool(told.item())
 
+    def agreed(self, names: Sequence[str]) -> list[str]:
+        """What rank 0 brings, on every rank."""
+        told = [list(names)]
+        if self.world > 1:
+            dist.broadcast_object_list(told, src=0)
+        return told[0]
+
     def _spread_weights(self) -> None:
         """Bring ZeRO's own fp32 copies of this rank's parts in line with the adapters."""
         if self.zero_stage:

@@ -127,6 +127,12 @@ class Struck:
             time.sleep(0.1)
         os.kill(self.rng.choice(found), signal.SIGKILL)
 
+    def ended(self, within_s: float) -> int | None:
+        """Exit code of the submission; None where it still runs after so long."""
+        with suppress(subprocess.TimeoutExpired):
+            self.follower.wait(within_s)
+        return self.follower.poll()
+
     def worker(self) -> str:
         """A worker that holds a replica, a seeded random one."""
         holding = [n for n in self.cluster.workers if self.cluster.processes(TITLES["replica"], [n])]

@@ -1,6 +1,8 @@
 """DeepSpeed against the plain engine: ZeRO stages, ranks, several adapters on one engine, memory, broken gradients."""
 
 import gc
+from collections.abc import Mapping
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from metagen_ray.training.lora import Adapter, LoraShape
 from metagen_ray.training.plain import PlainEngine
 from metagen_ray.training.rows import Branch, Tree, plain_row
 from metagen_ray.training.score import score
+from metagen_ray.training.worker import Trainer, train_meta
 from metagen_ray.training.zero import DeepSpeedEngine, start_alone
 from tests.tiny import make_tiny_model
 from tests.training.peft_alone import PARITY, relative_gap
@@ -124,6 +127,57 @@ def test_deepspeed_shards_the_base_and_trains_the_same(model_dir: Path, tmp_path
             assert np.allclose(scored, list(chain.from_iterable(score(plain.model, mixed_trees(2)))), atol=1e-4)
             assert sum(whole for whole, _, _ in held) == 0, "gathered weights were not let go"
             assert sum(part for _, part, _ in held) <= 0.5 * sum(all_ for _, _, all_ in held) + len(held)
+
+
+class LateShelf:
+    """A shelf on which the others of two ranks see a stand that rank 0 did not: it was saved between their looks."""
+
+    def __init__(self, stands: dict[str, dict[str, bytes]], rank: int) -> None:
+        self.stands, self.rank = stands, rank
+
+    def due(self) -> bool:
+        return False
+
+    def hurry(self) -> None:
+        pass
+
+    def save(self, steps: int, files: Mapping[str, bytes]) -> None:
+        pass
+
+    def names(self) -> list[str]:
+        return sorted(self.stands, reverse=True)[self.rank == 0 :]
+
+    def read(self, name: str) -> dict[str, bytes]:
+        return self.stands[name]
+
+
+def late_worker(rank: int, world: int, directory: str, rendezvous: str, out: str) -> None:
+    """Load the latest stand and go on from it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(seconds=60), rank=rank, world_size=world)
+    trainer = Trainer(model := model_at(directory), DeepSpeedEngine(model, 1))
+    rows = mixed_trees(1)
+    stands, epochs = {}, [rows, rows]
+
+    def keep(steps: int, files: Mapping[str, bytes]) -> None:
+        stands[f"{steps:03}"] = dict(files)
+
+    shelf = LateShelf({}, 0)
+    shelf.save, shelf.due = keep, lambda: True
+    whole = train_meta(trainer, epochs, RECIPE, 1, shelf=shelf)
+    every: list[Any] = [stands if rank == 0 else None]
+    dist.broadcast_object_list(every)
+    again = train_meta(trainer, epochs, RECIPE, 1, shelf=LateShelf(dict(sorted(every[0].items())[:4]), rank))
+    torch.save((again.resumed, again.losses, whole.losses), f"{out}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_ranks_that_see_different_stands_go_on_from_the_same_one(model_dir: Path, tmp_path: Path) -> None:
+    mp.spawn(late_worker, (2, str(model_dir), str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        resumed, losses, whole = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert resumed == 3, "the fourth stand is one that rank 0 did not see"
+        assert losses == pytest.approx(whole, abs=1e-5)
 
 
 def bank_members() -> list[Member]:
