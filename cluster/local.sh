@@ -81,8 +81,8 @@ end_node() {
 nodes() { ip netns list | sed -n "s/^$NAME-\([a-z0-9]*\).*/\1/p"; }
 
 wait_for() {  # COUNT: until so many nodes are alive
-    local deadline=$((SECONDS + 120))
-    until [ "$(run_in head "$BIN/python" - "$NET.10:6379" 2>/dev/null <<'PY'
+    local deadline=$((SECONDS + 240))
+    until [ "$(run_in head timeout 60 "$BIN/python" - "$NET.10:6379" 2>/dev/null <<'PY'
 import sys
 import ray
 

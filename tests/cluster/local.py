@@ -53,7 +53,11 @@ class LocalCluster:
             self.store.mkdir()
             options = ["-t", "tmpfs", "-o", f"size={self._store_mib}m", "tmpfs", str(self.store)]
             subprocess.run(["mount", *options], check=True)
-        self._do("up", *self._size)
+        try:
+            self._do("up", *self._size)
+        except BaseException:  # what is half up would work on beside all that follows
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,5 +125,7 @@ class LocalCluster:
         return [p for p in self.room.rglob("*") if p.is_file() and ("logs" in p.parts or p.suffix == ".log")]
 
     def _do(self, *arguments: str) -> None:
-        done = subprocess.run([str(SCRIPT), *arguments], env=self._env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"local.sh {' '.join(arguments)}: {done.stdout}{done.stderr}"
+        done = subprocess.run([str(SCRIPT), *arguments], env=self._env, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            logs = "".join(f"\n{log.name}: {log.read_text()[-1000:]}" for log in sorted(self.room.glob("*.log")))
+            raise AssertionError(f"local.sh {' '.join(arguments)}: {done.stdout}{done.stderr}{logs}")
