@@ -14,8 +14,10 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
+from ray.serve.schema import ProxyStatus
 
 from metagen_ray.errors import InputError, MachineError
 from metagen_ray.serving.auth import default_token_file, ensure_token_file
@@ -160,8 +162,7 @@ def _listen(spec: ServingSpec) -> str:
     client = _serve_client()
     if client is None:
         port = _free_port(spec.host, spec.port)
-        http = {"host": spec.host, "port": port}
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        _start_proxy({"host": spec.host, "port": port}, spec.start_timeout_s)
         return f"http://{spec.host}:{port}"
     running = client.http_config
     if spec.port not in (0, running.port):
@@ -170,6 +171,27 @@ def _listen(spec: ServingSpec) -> str:
             "leave the port at 0, or end Serve with `serve shutdown`"
         )
     return f"http://{running.host}:{running.port}"
+
+
+def _start_proxy(http: dict[str, Any], limit_s: float) -> None:
+    """Start Serve and return once its proxy listens.
+
+    Serve ends a proxy that is not ready within 5 s, as on a loaded node, and starts the next one, which gets 5 s more;
+    its own start knows the first one alone.
+    """
+    deadline = time.monotonic() + limit_s
+    try:
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        return
+    except (RayActorError, TimeoutError):
+        serve.start()  # joins what has been started
+    while not any(state == ProxyStatus.HEALTHY for state in serve.status().proxies.values()):
+        if time.monotonic() > deadline:
+            raise MachineError(
+                f"Serve's HTTP proxy on {http['host']}:{http['port']} is not ready after {limit_s:g} s; "
+                "the logs of Serve's controller and proxy on the head say why"
+            )
+        time.sleep(0.5)
 
 
 def _wait_running(spec: ServingSpec) -> None:
