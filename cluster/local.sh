@@ -80,6 +80,15 @@ end_node() {
 
 nodes() { ip netns list | sed -n "s/^$NAME-\([a-z0-9]*\).*/\1/p"; }
 
+start_late_ones_again() {  # Ray gives a node 30 s to register, which a loaded machine may not keep
+    local node
+    for node in $(nodes); do
+        grep -qs "timed out during startup" "$ROOM/$node.log" || continue
+        end_node "$node"
+        start_node "$node"
+    done
+}
+
 wait_for() {  # COUNT: until so many nodes are alive
     local deadline=$((SECONDS + 240))
     until [ "$(run_in head timeout 60 "$BIN/python" - "$NET.10:6379" 2>/dev/null <<'PY'
@@ -91,6 +100,7 @@ print(sum(node["Alive"] for node in ray.nodes()))
 PY
     )" = "$1" ]; do
         [ $SECONDS -lt $deadline ] || fail "the cluster did not come up; see $ROOM/*.log"
+        start_late_ones_again
         sleep 1
     done
 }

@@ -1,5 +1,6 @@
 """One small pocket study run to its end, for every test that needs a finished one to compare with or to go on from."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,8 @@ def finished(store: Path, *settings: str) -> Plan:
     done = subprocess.run(command_of(store, *settings), capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     return plan_of(store, *settings)
+
+
+def stages_of(plan: Plan) -> dict[str, dict]:
+    """Figures of its last run, by stage."""
+    return json.loads(plan.context.store.read_doc(f"studies/{plan.study.run_name()}/ledger.json"))["stages"]

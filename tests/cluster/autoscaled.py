@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -51,8 +52,10 @@ def main(folder: Path) -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     _start_head(folder)
     watch = Watch()
-    refused = _study(folder, "resources.gpus_per_worker=8", "resources.wait_for_nodes_s=60")
-    late = _study(folder, "resources.meta_workers=2", "resources.wait_for_nodes_s=0")
+    with ThreadPoolExecutor() as both:
+        no_type = both.submit(_study, folder, "resources.gpus_per_worker=8", "resources.wait_for_nodes_s=120")
+        no_time = both.submit(_study, folder, "resources.meta_workers=2", "resources.wait_for_nodes_s=0")
+    refused, late = no_type.result(), no_time.result()
     watch.until(1, 120)
     began = time.monotonic()
     ran = _study(folder)

@@ -121,7 +121,7 @@ class Struck:
 
     def kill(self, what: str) -> None:
         """SIGKILL to one process of a kind, a seeded random one."""
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not (found := self.cluster.processes(TITLES[what])):
             assert time.monotonic() < end, f"no {what} ({TITLES[what]}) on any node"
             time.sleep(0.1)

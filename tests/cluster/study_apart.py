@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ class Ran:
 
     study: Study
     output: str
-    seconds: float
+    seconds: float = math.nan
 
     @property
     def folder(self) -> Path:

@@ -38,8 +38,6 @@ def test_study_goes_on_without_a_shard_that_fails_three_times_and_is_whole_once_
     assert lost == {a.key for a in plan.truth if a.adapter == broken.key}
     assert all(f"given up, its cells are missing here: ground_truth {k[:12]}" in report.read_text() for k in lost)
     assert {a.key for a in plan.truth} - store.keys("ground_truth") == lost
-    again = run(tmp_path)  # nothing else is missing now, and it is still a matter of these shards
-    assert again.returncode == 6 and set(json.loads(given_up.read_text())["ground_truth"]) == lost
     store.drop("object_sft", broken.key)
     whole = run(tmp_path)
     assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-2000:]

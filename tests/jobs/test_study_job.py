@@ -93,22 +93,9 @@ def submit_arguments(env: dict[str, str], store: Path, *settings: str) -> list[s
     return ["submit", "pocket", "--address", env["RAY_API_SERVER_ADDRESS"], "--python", sys.executable, *chosen]
 
 
-def test_submit_follows_a_study_to_its_end_and_gives_back_its_exit_code(head, tmp_path):
-    done = metagen(head, *submit_arguments(head, tmp_path / "good"))
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    assert "submitted metagen-pocket-" in done.stdout and "report: " in done.stdout
-    failed = metagen(
-        head, *submit_arguments(head, tmp_path / "good", "judge.min_mass=0.9999999", "judge.max_unscored=0")
-    )
-    assert failed.returncode == 5 and "produced no number" in failed.stdout
-    told = metagen(head, "status", "pocket", "--store", str(tmp_path / "good"))
-    assert "no driver has written here" in told.stdout  # the preset itself is another run
-    (run,) = [p.name for p in (tmp_path / "good" / "studies").iterdir() if (p / "report" / "index.html").exists()]
-    told = metagen(head, "status", run, "--store", str(tmp_path / "good"))
-    assert ": finished (last word" in told.stdout
-
-
-def test_submit_twice_is_one_job_and_a_stopped_one_ends_within_seconds_and_goes_on(head, tmp_path):
+def test_submit_twice_is_one_job_a_stopped_one_ends_within_seconds_and_a_followed_one_gives_back_its_exit_code(
+    head, tmp_path
+):
     arguments = submit_arguments(head, tmp_path)
     first = metagen(head, *arguments, "--no-follow")
     assert first.returncode == 0, first.stderr
@@ -126,9 +113,14 @@ def test_submit_twice_is_one_job_and_a_stopped_one_ends_within_seconds_and_goes_
     kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}
     done = metagen(head, *arguments)
     # Numbered on from every job of the same fingerprint that this head has seen, those of other stores too.
-    assert done.returncode == 0 and done.stdout.split()[0] == "submitted", done.stdout[-3000:]
-    assert done.stdout.split()[1] != name
+    assert done.returncode == 0 and done.stdout.split()[0] == "submitted", done.stdout[-3000:] + done.stderr[-2000:]
+    assert done.stdout.split()[1] != name and "report: " in done.stdout
     assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}.items()
+    assert ": finished (last word" in metagen(head, "status", run, "--store", str(tmp_path)).stdout
+    failed = metagen(head, *submit_arguments(head, tmp_path, "judge.min_mass=0.9999999", "judge.max_unscored=0"))
+    assert failed.returncode == 5 and "produced no number" in failed.stdout
+    told = metagen(head, "status", "pocket", "--store", str(tmp_path))
+    assert "no driver has written here" in told.stdout  # the preset itself is another run
 
 
 def test_steps_one_by_one_give_the_study_and_one_too_early_is_refused(head, tmp_path):
