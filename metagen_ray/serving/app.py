@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,12 @@ def _start_proxy(http: dict[str, Any], limit_s: float) -> None:
     its own start knows the first one alone.
     """
     deadline = time.monotonic() + limit_s
+    start = partial(serve.start, proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
     try:
-        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=QUIET)
+        start()
         return
     except (RayActorError, TimeoutError):
-        serve.start()  # joins what has been started
+        start()  # joins what runs; where that was the controller's end, it must not listen elsewhere
     while not any(state == ProxyStatus.HEALTHY for state in serve.status().proxies.values()):
         if time.monotonic() > deadline:
             raise MachineError(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import subprocess
 import sys
 import time
@@ -36,7 +35,7 @@ class Ran:
 
     study: Study
     output: str
-    seconds: float = math.nan
+    seconds: float
 
     @property
     def folder(self) -> Path:

@@ -61,6 +61,7 @@ def status(cluster: LocalCluster, url: str, *headers: str) -> str:
 
 def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_path: Path):
     settings, log = (*SMALL, *ON_TWO_WORKERS), tmp_path / "submit.log"
+    began = time.monotonic()
     follower = cluster.start("out", *submission(cluster, settings), log=log)
     app, seen = f"http://{cluster.net}.10:{APP_PORT}/v1/models", ""
     while follower.poll() is None and seen in ("", "404"):  # nothing listens, then the proxy does without an app
@@ -71,7 +72,7 @@ def test_study_uses_both_workers_and_lets_nobody_in(cluster: LocalCluster, tmp_p
     assert status(cluster, app, "Authorization:Bearer 0000") == "401"
     assert status(cluster, app, f"Authorization:Bearer {cluster.token}") == "200"
     assert follower.wait(900) == 0, log.read_text()[-4000:]
-    ran = Ran(load_study("pocket", [*settings, f"store={cluster.store}"]), log.read_text())
+    ran = Ran(load_study("pocket", [*settings, f"store={cluster.store}"]), log.read_text(), time.monotonic() - began)
     workers = {cluster.address("w1"), cluster.address("w2")}
     assert set(ran.meta_record()["nodes"]) == workers
     requests, shards = ran.figures("requests to "), ran.figures("shards on ")
