@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 HEAD_ID = "f" * 51 + "00000"
 HEAD_TYPE = "ray.head.default"  # the fake provider knows no other
 IDLE_MINUTES = 0.25
-SMALL = ("domains=4", "block_domains=4", "predict.samples=2", "analysis.resamples=100")
+SMALL = ("domains=4", "block_domains=4", "predict.samples=2", "object_sft.epochs=1", "analysis.resamples=100")
 # Two nodes with room to spare: Ray's way of packing, smallest first or not, must find them enough, and one too few.
 NODE_CPUS = 3
 SETTINGS = (

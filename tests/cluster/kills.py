@@ -25,6 +25,7 @@ from metagen_ray.store.store import objects_at
 from metagen_ray.study import Study, load_study
 from tests.cluster.local import LocalCluster
 from tests.cluster.study_apart import ON_TWO_WORKERS, submission
+from tests.disk import fill
 from tests.store.s3_server import BUCKET, CREDENTIALS, credentials, make_bucket, s3_python
 
 WORKERS = 3  # one to spare
@@ -127,6 +128,23 @@ class Struck:
             time.sleep(0.1)
         os.kill(self.rng.choice(found), signal.SIGKILL)
 
+    def store_fails(self, what: str, seconds: float) -> None:
+        """The store's service fails for a while: `500`, `503` or `slow`."""
+        self.trouble.write_text(what)
+        time.sleep(seconds)
+        self.trouble.unlink()
+
+    def lose_head(self) -> None:
+        """The head's power is cut, and with it the cluster's memory; all nodes are started anew."""
+        self.cluster.kill("head")
+        self.follower.kill()
+        self.follower.wait()
+        for node in self.cluster.workers:
+            self.cluster.kill(node)
+        for node in ("head", *self.cluster.workers):
+            self.cluster.restart(node)
+        self.cluster.wait_up(1 + len(self.cluster.workers))
+
     def ended(self, within_s: float) -> int | None:
         """Exit code of the submission; None where it still runs after so long."""
         with suppress(subprocess.TimeoutExpired):
@@ -179,24 +197,11 @@ def _unplug_for_good(struck: Struck) -> None:
 
 
 def _fill_disk(struck: Struck) -> None:
-    """Nothing can be written for a while."""
-    ballast = struck.cluster.store / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(2**20))
-    time.sleep(DISK_FULL_S)
-    ballast.unlink()
+    fill(struck.cluster.store, DISK_FULL_S)
 
 
 def _troubles(what: str) -> Callable[[Struck], None]:
-    """The store's service fails for a while."""
-
-    def strike(struck: Struck) -> None:
-        struck.trouble.write_text(what)
-        time.sleep(S3_TROUBLE_S)
-        struck.trouble.unlink()
-
-    return strike
+    return lambda struck: struck.store_fails(what, S3_TROUBLE_S)
 
 
 def _take_back(struck: Struck) -> None:
@@ -212,14 +217,7 @@ def _take_back(struck: Struck) -> None:
 
 
 def _lose_head(struck: Struck) -> None:
-    struck.cluster.kill("head")
-    struck.follower.kill()
-    struck.follower.wait()
-    for node in struck.cluster.workers:
-        struck.cluster.kill(node)
-    for node in ("head", *struck.cluster.workers):
-        struck.cluster.restart(node)
-    struck.cluster.wait_up(1 + WORKERS)
+    struck.lose_head()
 
 
 FAULTS: Mapping[str, Fault] = {

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
+
+from tests.disk import disk
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "cluster" / "local.sh"
@@ -40,6 +43,7 @@ class LocalCluster:
         self.head = f"http://{self.net}.10:{JOBS_PORT}"
         self._size, self._store_mib = (str(workers), str(cpus)), store_mib
         self.workers = [f"w{n}" for n in range(1, workers + 1)]
+        self._disk = ExitStack()
         self._env = {
             **os.environ,
             **env,
@@ -49,10 +53,8 @@ class LocalCluster:
         }
 
     def __enter__(self) -> Self:
-        if self._store_mib is not None:  # a disk of its own, which can be filled
-            self.store.mkdir()
-            options = ["-t", "tmpfs", "-o", f"size={self._store_mib}m", "tmpfs", str(self.store)]
-            subprocess.run(["mount", *options], check=True)
+        if self._store_mib is not None:
+            self._disk.enter_context(disk(self.store, self._store_mib))
         try:
             self._do("up", *self._size)
         except BaseException:  # what is half up would work on beside all that follows
@@ -62,8 +64,7 @@ class LocalCluster:
 
     def __exit__(self, *_: object) -> None:
         self._do("down")
-        if self._store_mib is not None:
-            subprocess.run(["umount", "-l", str(self.store)], check=True)
+        self._disk.close()
         shutil.rmtree(self.store, ignore_errors=True)
 
     @property

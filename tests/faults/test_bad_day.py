@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kills import WORKERS, Struck, whole
+from tests.cluster.kills import FAULTS, WORKERS, Struck, whole
 from tests.cluster.local import LocalCluster, missing
+from tests.store.s3_server import CREDENTIALS, credentials
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
 ]
-LINK_DOWN_S = 5
+LINK_DOWN_S, STORE_FAILS_S = 5, 10
 ENDS_S = 600  # a minute or two, unless something hangs
 DAY = (
     ("object_sft", "lane worker"),
@@ -22,22 +23,33 @@ DAY = (
     ("judge truth", "node"),
     ("predict untrained", "data actor"),
     ("meta_sft", "controller"),
+    ("predict meta", "store"),
+    ("predict meta", "head"),
 )
 
 
 def test_study_survives_a_death_in_every_stage(tmp_path: Path):
-    with LocalCluster(WORKERS) as cluster:
-        struck = Struck(cluster, random.Random("a bad day"), tmp_path)
+    with LocalCluster(WORKERS, env=CREDENTIALS) as cluster, credentials():
+        struck = Struck(cluster, random.Random("a bad day"), tmp_path, FAULTS["s3 503"])
         for stage, what in DAY:
             struck.wait_for((stage,))
-            if what == "node":
-                cluster.kill(struck.worker())
-                continue
-            struck.kill(what)
-            if what == "data actor":
-                node = struck.worker()
-                cluster.link(node, "down")
-                time.sleep(LINK_DOWN_S)
-                cluster.link(node, "up")
+            strike(struck, what)
+        struck.follower = struck.submit()  # as its user does after the head's end
         assert struck.ended(ENDS_S) == 0, struck.log.read_text()[-4000:]
         assert whole(struck.study)["artifacts"] > 100
+
+
+def strike(struck: Struck, what: str) -> None:
+    if what == "store":
+        struck.store_fails("503", STORE_FAILS_S)
+    elif what == "head":
+        struck.lose_head()
+    elif what == "node":
+        struck.cluster.kill(struck.worker())
+    else:
+        struck.kill(what)
+    if what == "data actor":
+        node = struck.worker()
+        struck.cluster.link(node, "down")
+        time.sleep(LINK_DOWN_S)
+        struck.cluster.link(node, "up")

@@ -1,4 +1,4 @@
-"""The driver killed with -9 at a random moment: nothing is lost, nothing is computed twice, the figures stay."""
+"""The driver killed with -9 at a random moment, and then a full disk: nothing is lost or computed twice."""
 
 import csv
 import os
@@ -6,6 +6,8 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ import pytest
 from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.status import Status
 from tests.calm import command_of, finished, plan_of
+from tests.disk import MAY_MOUNT, disk, fill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 LIMIT_S = 420
+DISK_MIB, DISK_FULL_S = 512, 3
 # Ray's own helpers of a node outlive a head that is gone by a minute or two, and are small.
 HELPERS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 MARK = f"METAGEN_TEST_MARK={os.getpid()}-{time.time_ns()}"  # in the environment of everything that is started here
@@ -68,15 +72,36 @@ def rmse(plan: Plan) -> dict[tuple[str, str], float]:
     return {(r["predictor"], r["quadrant"]): float(r["value"]) for r in rows}
 
 
-def test_driver_killed_at_a_random_moment_resumes(calm: Plan, tmp_path: Path):
-    rough, share = plan_of(tmp_path), random.Random(8).uniform(0.05, 0.9)
-    kill_at(share * len(committed(calm)), tmp_path, tmp_path / "rough.log")
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Path]:
+    """A disk that can be filled; without root's rights a folder of everybody's, which is not."""
+    with disk(tmp_path / "store", DISK_MIB) if MAY_MOUNT else nullcontext(tmp_path / "store") as folder:
+        yield folder
+
+
+def end_whole(store: Path, log: Path) -> None:
+    """Run to the end, with a full disk for a moment; a study that ended by that goes on once there is room."""
+    driver, plan, began = start(store, log), plan_of(store), time.monotonic()
+    before = len(committed(plan))
+    while driver.poll() is None and len(committed(plan)) == before:
+        assert time.monotonic() - began < LIMIT_S, log.read_text()[-3000:]
+        time.sleep(0.2)
+    if MAY_MOUNT:
+        fill(store, DISK_FULL_S)
+    if driver.wait(LIMIT_S):
+        assert "the disk is full" in log.read_text(), log.read_text()[-3000:]
+        finished(store)
+
+
+def test_driver_killed_at_a_random_moment_and_a_full_disk_lose_nothing(calm: Plan, store: Path, tmp_path: Path):
+    rough, share, log = plan_of(store), random.Random(8).uniform(0.05, 0.9), tmp_path / "rough.log"
+    kill_at(share * len(committed(calm)), store, log)
     seen = committed(rough)
     end = time.monotonic() + 60
     while (left := left_behind()) and time.monotonic() < end:
         time.sleep(1)
     assert left == []  # a replica's engine holds gigabytes
-    finished(tmp_path)
+    end_whole(store, log)
     after = committed(rough)
     assert all(after[k] == created for k, created in seen.items())
     assert len(after) == len(committed(calm))

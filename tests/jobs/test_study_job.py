@@ -1,6 +1,7 @@
 """Jobs on a head that demands a token: followed, stopped, step by step, refused; and what outlives them."""
 
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SMALL = ["domains=4", "block_domains=4", "predict.samples=2", "analysis.resamples=100"]
+SMALL = ["domains=4", "block_domains=4", "predict.samples=2", "object_sft.epochs=1", "analysis.resamples=100"]
 
 
 def free_port() -> int:
@@ -64,23 +65,6 @@ def _wait_ready(env: dict[str, str], process: subprocess.Popen) -> None:
     raise AssertionError(f"the head takes no jobs: {done and done.stderr[-2000:]}")
 
 
-def submit(env: dict[str, str], store: Path, *settings: str) -> subprocess.CompletedProcess:
-    arguments = [a for s in (*SMALL, f"store={store}", *settings) for a in ("--set", s)]
-    command = [
-        BIN / "ray",
-        "job",
-        "submit",
-        "--working-dir",
-        ".",
-        "--",
-        sys.executable,
-        "jobs/study.py",
-        "pocket",
-        *arguments,
-    ]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=420)
-
-
 def metagen(env: dict[str, str], *arguments: str, limit_s: float = 420) -> subprocess.CompletedProcess:
     """The command line, from another place than the cluster's."""
     command = [sys.executable, "-m", "metagen_ray.cli", *arguments]
@@ -88,12 +72,26 @@ def metagen(env: dict[str, str], *arguments: str, limit_s: float = 420) -> subpr
     return subprocess.run(command, cwd="/tmp", env=env, capture_output=True, text=True, timeout=limit_s)
 
 
+def study_in(store: Path, *settings: str) -> list[str]:
+    return ["pocket", *(a for s in (*SMALL, f"store={store}", *settings) for a in ("--set", s))]
+
+
 def submit_arguments(env: dict[str, str], store: Path, *settings: str) -> list[str]:
-    chosen = [a for s in (*SMALL, f"store={store}", *settings) for a in ("--set", s)]
-    return ["submit", "pocket", "--address", env["RAY_API_SERVER_ADDRESS"], "--python", sys.executable, *chosen]
+    chosen = study_in(store, *settings)
+    return ["submit", "--address", env["RAY_API_SERVER_ADDRESS"], "--python", sys.executable, *chosen]
 
 
-def test_submit_twice_is_one_job_a_stopped_one_ends_within_seconds_and_a_followed_one_gives_back_its_exit_code(
+def step(env: dict[str, str], script: str, *arguments: str) -> subprocess.CompletedProcess:
+    """One of jobs/, by Ray's own command and followed to its end."""
+    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, f"jobs/{script}.py"]
+    return subprocess.run([*command, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=420)
+
+
+def kept(store: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in store.glob("pool/*/*")}
+
+
+def test_submit_twice_is_one_job_that_stops_within_seconds_goes_on_step_by_step_and_gives_back_its_exit_code(
     head, tmp_path
 ):
     arguments = submit_arguments(head, tmp_path)
@@ -110,67 +108,43 @@ def test_submit_twice_is_one_job_a_stopped_one_ends_within_seconds_and_a_followe
     (run,) = [path.name for path in (tmp_path / "studies").iterdir()]
     assert "ended: Terminated" in metagen(head, "status", run, "--store", str(tmp_path)).stdout
     assert not list(tmp_path.glob("tmp/*.tmp"))
-    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}
-    done = metagen(head, *arguments)
+    stopped = kept(tmp_path)
+    chosen = study_in(tmp_path)
+    early = step(head, "meta_sft", *chosen)
+    assert early.returncode != 0 and re.search(r"step meta_sft waits for \d+ shards of ", early.stdout)
+    for script in ("object_sft", "ground_truth", "meta_sft"):
+        done = step(head, script, *chosen)
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert not list(tmp_path.glob("studies/*/report/index.html"))
+    assert stopped.items() <= kept(tmp_path).items()
+    done = metagen(head, *arguments)  # what is left, the evaluation
     # Numbered on from every job of the same fingerprint that this head has seen, those of other stores too.
     assert done.returncode == 0 and done.stdout.split()[0] == "submitted", done.stdout[-3000:] + done.stderr[-2000:]
     assert done.stdout.split()[1] != name and "report: " in done.stdout
-    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("pool/*/*")}.items()
-    assert ": finished (last word" in metagen(head, "status", run, "--store", str(tmp_path)).stdout
+    assert ": finished (last word" in step(head, "status", run, "--store", str(tmp_path)).stdout
+    assert step(head, "evaluate", *chosen).returncode == 0
     failed = metagen(head, *submit_arguments(head, tmp_path, "judge.min_mass=0.9999999", "judge.max_unscored=0"))
     assert failed.returncode == 5 and "produced no number" in failed.stdout
     told = metagen(head, "status", "pocket", "--store", str(tmp_path))
     assert "no driver has written here" in told.stdout  # the preset itself is another run
 
 
-def test_steps_one_by_one_give_the_study_and_one_too_early_is_refused(head, tmp_path):
-    chosen = [a for s in (*SMALL, f"store={tmp_path}") for a in ("--set", s)]
-
-    def step(script: str) -> subprocess.CompletedProcess:
-        command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, f"jobs/{script}.py"]
-        return subprocess.run(
-            [*command, "pocket", *chosen], cwd=ROOT, env=head, capture_output=True, text=True, timeout=420
-        )
-
-    early = step("ground_truth")
-    assert early.returncode != 0 and "step ground_truth waits for 4 shards of object_sft" in early.stdout
-    for script in ("object_sft", "ground_truth", "meta_sft"):
-        done = step(script)
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert not list(tmp_path.glob("studies/*/report/index.html"))
-    assert step("evaluate").returncode == 0
-    (report,) = tmp_path.glob("studies/*/report/index.html")
-    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable, "jobs/status.py"]
-    told = subprocess.run(
-        [*command, report.parents[1].name, "--store", str(tmp_path)], cwd=ROOT, env=head, capture_output=True, text=True
-    )
-    assert told.returncode == 0 and ": finished (last word" in told.stdout, told.stdout[-2000:]
-
-
 def test_doctor_and_serve_and_down_on_a_real_head(head, tmp_path):
-    command = [BIN / "ray", "job", "submit", "--working-dir", ".", "--", sys.executable]
-    chosen = [a for s in (*SMALL, f"store={tmp_path}") for a in ("--set", s)]
-
-    def job(script: str, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [*command, f"jobs/{script}.py", *arguments], cwd=ROOT, env=head, capture_output=True, text=True, timeout=420
-        )
-
-    told = job("doctor", "pocket", *chosen, "--json")
+    chosen = study_in(tmp_path)
+    told = step(head, "doctor", *chosen, "--json")
     assert told.returncode == 0, told.stdout[-3000:]
     assert '"token": "private"' in told.stdout and '"findings": []' in told.stdout
-    up = job("serve", "pocket", *chosen)
+    up = step(head, "serve", *chosen)
     assert up.returncode == 0 and " serves " in up.stdout, up.stdout[-3000:]
-    down = job("down")
+    down = step(head, "down")
     assert down.returncode == 0 and "app: ended" in down.stdout, down.stdout[-3000:]
-    assert "nothing of metagen was left" in job("down").stdout
+    assert "nothing of metagen was left" in step(head, "down").stdout
 
 
 def test_job_without_token_is_refused(head, tmp_path):
     bare = {k: v for k, v in head.items() if not k.startswith("RAY_AUTH")}
     bare |= {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
-    done = submit(bare, tmp_path)
-    assert done.returncode != 0
+    assert step(bare, "study", *study_in(tmp_path)).returncode != 0
     refused = metagen(bare, *submit_arguments(bare, tmp_path))
     assert refused.returncode == 4 and "oken" in refused.stderr and refused.stderr.count("\n") == 1, refused.stderr
     assert not list(tmp_path.glob("studies/*"))
