@@ -9,7 +9,10 @@ from metagen_ray.stages.context import StudyContext
 from metagen_ray.stages.plan import Plan
 from metagen_ray.study import load_study
 
-SMALL = ("domains=6", "block_domains=4", "predict.samples=2", "object_sft.epochs=1", "analysis.resamples=100")
+SMALL = (
+    "domains=6", "block_domains=4", "predict.samples=2", "object_sft.epochs=1", "analysis.resamples=100",
+    "analysis.deals=5",
+)  # fmt: skip
 LIMIT_S = 420
 
 

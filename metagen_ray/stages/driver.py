@@ -24,7 +24,7 @@ from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.pulse import Pulse
 from metagen_ray.stages.report import write_study_report
 from metagen_ray.stages.serve_app import Serving
-from metagen_ray.stages.status import Status, repair
+from metagen_ray.stages.status import Status, drop_stale, repair
 from metagen_ray.stages.steps import NEEDS, STEPS, TRAINS, side_by_side
 from metagen_ray.study import Study
 
@@ -51,6 +51,8 @@ def run_study(study: Study, address: str | None = None, repair_damage: bool = Fa
         facts = {"study": study.name, "fingerprint": study.fingerprint(), "seed": study.seed, **versions()}
         with Curves(store, run, study.resources.track, facts) as curves, Pulse(store, run, owner) as pulse:
             ledger, present = Ledger(pulse, curves), Status(plan).present
+            for line in drop_stale(plan, present):
+                say(f"dropped {line}")
             kept = _compute(plan, ledger, address, partial(lease.check, LEASE_BACK_S), only)
             _write_given_up(plan, ledger)
             if not only or Status(kept).complete():

@@ -1,4 +1,4 @@
-"""What of a plan is done and what is missing, from one listing per stage. Computes nothing; only `repair` changes."""
+"""What of a plan is done and what is missing, from one listing per stage; and the end of what is damaged or stale."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -111,30 +111,35 @@ def repair(plan: Plan) -> list[str]:
     """Drop every damaged shard of the plan and the judge shards that read one; return what was dropped, in words."""
     store, status = plan.context.store, Status(plan)
     dropped: list[str] = []
-
-    def drop(stage: str, key: str, why: str) -> None:
-        store.drop(stage, key)
-        dropped.append(f"{stage} {key[:12]}: {why}")
-
-    lost: set[str] = set()
     stages = [("object_sft", [a.key for a in (*plan.adapters, *plan.second_adapters)]), ("meta_sft", [plan.meta])]
     stages += [
         ("ground_truth", [a.key for a in plan.truth]),
         ("predict", [a.key for a in (*plan.untrained, *plan.predictions)]),
+        ("judge", [s.key for shards in plan.judged.values() for s in shards]),
     ]
     for stage, keys in stages:
         for key in sorted(set(keys) & status.present[stage]):
-            reason = _damage(plan, stage, key)
-            if reason:
-                drop(stage, key, reason)
-                lost.add(key)
-    for shards in plan.judged.values():
-        for shard in (s for s in shards if s.key in status.present["judge"]):
-            stale = lost & ({key for _, key in shard.answers} | set(shard.known))
-            reason = "reads a rebuilt shard" if stale else _damage(plan, "judge", shard.key)
-            if reason:
-                drop("judge", shard.key, reason)
-                lost.add(shard.key)
+            if reason := _damage(plan, stage, key):
+                status.present[stage].discard(key)
+                store.drop(stage, key)
+                dropped.append(f"{stage} {key[:12]}: {reason}")
+    return dropped + drop_stale(plan, status.present)
+
+
+def drop_stale(plan: Plan, present: dict[str, set[str]]) -> list[str]:
+    """Drop the judge shards that read one which is gone: asked anew, its answers are others. Returns it in words.
+
+    `present`: keys in the pool by stage, here without what is dropped. Another study may have committed since.
+    """
+    store, dropped = plan.context.store, list[str]()
+    for shards in plan.judged.values():  # in their order: a pass reads earlier ones
+        for shard in (s for s in shards if s.key in present["judge"]):
+            read = [*shard.answers, *(("judge", key) for key in shard.known)]
+            gone = [key for stage, key in read if key not in present[stage] and not store.has(stage, key)]
+            if gone:
+                present["judge"].discard(shard.key)
+                store.drop("judge", shard.key)
+                dropped.append(f"judge {shard.key[:12]}: reads {gone[0][:12]}, which is gone and will be made anew")
     return dropped
 
 

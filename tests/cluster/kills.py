@@ -134,17 +134,6 @@ class Struck:
         time.sleep(seconds)
         self.trouble.unlink()
 
-    def lose_head(self) -> None:
-        """The head's power is cut, and with it the cluster's memory; all nodes are started anew."""
-        self.cluster.kill("head")
-        self.follower.kill()
-        self.follower.wait()
-        for node in self.cluster.workers:
-            self.cluster.kill(node)
-        for node in ("head", *self.cluster.workers):
-            self.cluster.restart(node)
-        self.cluster.wait_up(1 + len(self.cluster.workers))
-
     def ended(self, within_s: float) -> int | None:
         """Exit code of the submission; None where it still runs after so long."""
         with suppress(subprocess.TimeoutExpired):
@@ -217,7 +206,14 @@ def _take_back(struck: Struck) -> None:
 
 
 def _lose_head(struck: Struck) -> None:
-    struck.lose_head()
+    struck.cluster.kill("head")
+    struck.follower.kill()
+    struck.follower.wait()
+    for node in struck.cluster.workers:
+        struck.cluster.kill(node)
+    for node in ("head", *struck.cluster.workers):
+        struck.cluster.restart(node)
+    struck.cluster.wait_up(1 + WORKERS)
 
 
 FAULTS: Mapping[str, Fault] = {

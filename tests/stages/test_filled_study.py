@@ -11,7 +11,7 @@ from metagen_ray.cli import main
 from metagen_ray.errors import StoreError
 from metagen_ray.stages.plan import TRUTH
 from metagen_ray.stages.report import write_study_report
-from metagen_ray.stages.status import Status, repair
+from metagen_ray.stages.status import Status, drop_stale, repair
 from tests.stages.filled import fill, fill_answers, fill_scores
 
 
@@ -112,6 +112,23 @@ def test_repair_drops_the_damaged_shard_and_what_read_it(filled):
         fill_scores(filled, shard)
     assert Status(filled).complete()
     assert repair(filled) == []
+
+
+def test_grades_of_answers_that_are_gone_are_dropped_with_all_that_read_them(filled):
+    """The answers come out otherwise when they are asked anew, and the report would look for grades in vain."""
+    ask = filled.truth[3]
+    assert drop_stale(filled, Status(filled).present) == []
+    filled.context.store.drop("ground_truth", ask.key)
+    present = Status(filled).present
+    readers = [s for shards in filled.judged.values() for s in shards if s.block == ask.block]
+    assert len(drop_stale(filled, present)) == len(readers) == 3
+    assert present == Status(filled).present and not present["judge"] & {s.key for s in readers}
+
+
+def test_grades_of_answers_that_came_after_the_listing_are_kept(filled):
+    present = Status(filled).present
+    present["ground_truth"].discard(filled.truth[3].key)
+    assert drop_stale(filled, present) == [] and Status(filled).complete()
 
 
 def test_status_unknown_run_lists_the_known(filled, capsys):

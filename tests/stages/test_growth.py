@@ -17,7 +17,6 @@ from metagen_ray.stages.judge import read_scores
 from metagen_ray.stages.plan import Ask, Plan
 from metagen_ray.stages.status import Status
 from metagen_ray.study import load_study
-from tests.calm import finished, stages_of
 from tests.stages.counting import CountingModel, answer_and_judge, ask_all, serving
 from tests.stages.filled import fill
 
@@ -316,19 +315,3 @@ def test_plan_tells_what_is_taken_over(grown, large, app, model, capsys, base_di
     ask_all(large, large.truth, app)
     limit = large.study.samples * large.study.max_answer_tokens
     assert lines["ground_truth"].tokens == sum(n * (len(prompt) + limit) for (_, prompt), n in model.asked.items())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_growth_of_a_whole_study_through_ray(calm, tmp_path):
-    """Training and asking side by side, where the small one had one after the other: the same artifacts are made."""
-    shutil.copytree(calm.study.store, tmp_path / "store")
-    large = finished(tmp_path / "store", LARGE, "resources.overlap=on")
-    assert Status(large).complete()
-    overlapped = {name for name, figures in stages_of(large).items() if figures.get("overlapped")}
-    assert {"object_sft", "ground_truth", "predict untrained", "judge truth", "meta_sft"} <= overlapped
-    assert not any(figures.get("overlapped") for figures in stages_of(calm).values())
-    before, after = cells(calm, calm.truth), cells(large, large.truth)
-    assert {cell: after[cell] for cell in before} == before and len(after) > len(before)
-    assert set(grades(large)) == pairs(large)
-    assert all(grades(large)[pair] == grade for pair, grade in grades(calm).items())
