@@ -1,39 +1,35 @@
 """The nodes that a study asks for: refused at once where no node could ever hold it, waited for where they may come.
 
 `unplaced` is plain arithmetic over bundles and nodes. `hold` speaks to the connected cluster and, where it has one, to
-its autoscaler: what is asked for there stays asked for until something else is, so nodes neither come late nor go
-early.
+its autoscaler: what later phases need stays asked for while another runs, so nodes neither come late nor go early.
 """
 
-import importlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.exceptions import RayError
 
+from metagen_ray import autoscaler
 from metagen_ray.errors import MachineError
 from metagen_ray.progress import say
 from metagen_ray.study import Resources
 
-T = TypeVar("T")
 ASKER_CPUS = 0.1  # an actor that asks the app, and waits for it most of the time
 SMALL_PARTS_CPUS = 0.05  # what the app and Ray Data start beside replicas and askers
 GIB = 2**30
 TOLD_S = 30.0  # between two words about nodes that have not come
 LOOK_S = 1.0
 PATIENT_S = 20.0  # what is impossible for so long stays so
-RPC_S = 10.0
-RPC_ATTEMPTS = 3
 FIRST_REPORT_S = 60.0
 SLACK = 1e-6  # shares of a CPU are sums of floats
 TRAIN, SERVE = "train", "serve"
+STANDING = autoscaler.Standing()  # a driver has one demand
 
 
 @dataclass(frozen=True)
@@ -117,11 +113,11 @@ def check_fit(need: Resources, phases: Iterable[str] = (TRAIN, SERVE)) -> None:
         )
 
 
-def hold(need: Resources, phases: Iterable[str], now: Iterable[str]) -> None:
-    """Ask the autoscaler for the nodes of all `phases` still to come, and return once those of `now` are up.
+def hold(need: Resources, phases: Iterable[str], now: Iterable[str], running: str) -> None:
+    """Return once the nodes of `now` are up; ask the autoscaler for those of all `phases` still to come.
 
-    Without an autoscaler this is a check. MachineError names what the node types cannot hold, or what did not come
-    within `need.wait_for_nodes_s`.
+    `running`: the phase that begins; its own processes hold its nodes and ask for them. Without an autoscaler this is a
+    check. MachineError names what the node types cannot hold, or what did not come within `need.wait_for_nodes_s`.
     """
     phases, now = list(phases), list(now)
     wanted = demand(need, now)
@@ -131,19 +127,27 @@ def hold(need: Resources, phases: Iterable[str], now: Iterable[str]) -> None:
         return
     if unplaced(wanted, alive()):  # phases in turn may have shapes of which neither holds the other
         _wait_for(wanted, need.wait_for_nodes_s)
-    _request(demand(need, phases))
+    _ask(beyond(need, phases, running))
+
+
+def beyond(need: Resources, phases: Iterable[str], running: str) -> list[Bundle]:
+    """What the phases to come need beside the one that runs: what is asked for twice comes twice."""
+    phases = set(phases)
+    if need.phases != "together" and need.train_nodes == need.serve_nodes:  # the next one has the nodes of this one
+        return []
+    return bundles(need, sorted(phases - {running}))
 
 
 def release() -> None:
     """Ask the autoscaler for nothing any more; a head that is gone asks for nothing either."""
     with suppress(RayError, MachineError):
-        if ray.is_initialized() and autoscales():
-            _request([])
+        if ray.is_initialized():
+            STANDING.withdraw()
 
 
 def autoscales() -> bool:
     """Whether the connected cluster has an autoscaler that has looked at it."""
-    return _autoscaling().autoscaler_state_version > 0
+    return autoscaler.state().autoscaler_state_version > 0
 
 
 def _autoscales_soon(wanted: Sequence[Bundle]) -> bool:
@@ -179,9 +183,9 @@ def _check_totals(wanted: Sequence[Bundle], nodes: Sequence[Node]) -> None:
 
 def _wait_for(wanted: Sequence[Bundle], limit_s: float) -> None:
     began = told = possible = time.monotonic()
-    _request(wanted)
+    _ask(wanted)
     while left := unplaced(wanted, alive()):
-        now, state = time.monotonic(), _autoscaling()
+        now, state = time.monotonic(), autoscaler.state()
         if not (never := impossible(wanted, state)):
             possible = now
         elif now - possible >= PATIENT_S:
@@ -197,7 +201,6 @@ def _wait_for(wanted: Sequence[Bundle], limit_s: float) -> None:
             )
         if now - told > TOLD_S:
             told = now
-            _request(wanted)  # there is one demand for all drivers of a cluster: another's end has taken ours away
             say(f"waiting for nodes, {now - began:.0f} s: {_counted(left)}; {_coming(state)}")
         time.sleep(LOOK_S)
 
@@ -205,7 +208,8 @@ def _wait_for(wanted: Sequence[Bundle], limit_s: float) -> None:
 def impossible(asked: Sequence[Bundle], state: Any) -> list[Bundle]:
     """All that was asked for, the largest first, where the autoscaler says that some of it could never be held.
 
-    It does not say which. It says so for a while too where nodes of an earlier study are still on their way out.
+    It does not say which, nor where another driver's is the part that cannot. It says so for a while too where nodes
+    of an earlier study are still on their way out.
     """
     shapes = {_key(b.resources, b.labels): b for b in asked}
     for constraint in state.infeasible_cluster_resource_constraints:
@@ -217,8 +221,7 @@ def impossible(asked: Sequence[Bundle], state: Any) -> list[Bundle]:
 
 
 def _asked_key(request: Any) -> tuple:
-    labels = {c.label_key: c.label_values[0] for s in request.label_selectors for c in s.label_constraints}
-    return _key(request.resources_bundle, labels)
+    return _key(request.resources_bundle, autoscaler.labels_of(request))
 
 
 def _key(resources: Mapping[str, float], labels: Mapping[str, str]) -> tuple:
@@ -234,28 +237,8 @@ def _coming(state: Any) -> str:
     return f"{coming} on the way" + (f"; failed: {'; '.join(failed)[:300]}" if failed else "")
 
 
-def _request(asked: Sequence[Bundle]) -> None:
-    resources, labels = [dict(b.resources) for b in asked], [dict(b.labels) for b in asked]
-    _patiently(lambda: request_resources(bundles=resources, bundle_label_selectors=labels or None))
-
-
-def _autoscaling() -> Any:
-    raylet: Any = importlib.import_module("ray._raylet")  # compiled, as the messages are: no type checker knows them
-    messages: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
-    address = ray.get_runtime_context().gcs_address
-    told = _patiently(lambda: raylet.GcsClient(address=address).get_cluster_status(timeout_s=RPC_S))
-    return messages.GetClusterStatusReply.FromString(told).autoscaling_state
-
-
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask the head, again where it does not answer; MachineError where it does not for long."""
-    for attempt in range(RPC_ATTEMPTS):
-        try:
-            return ask()
-        except RayError as error:
-            failure = error
-            time.sleep(2**attempt)
-    raise MachineError(f"the head does not answer: {' '.join(str(failure).split())[:200]}; look whether it is up")
+def _ask(asked: Sequence[Bundle]) -> None:
+    STANDING.ask([b.resources for b in asked], [b.labels for b in asked])
 
 
 def _carries(node: Node, free: Mapping[str, float], bundle: Bundle) -> bool:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from metagen_ray import nodes
 from metagen_ray.errors import MachineError
-from metagen_ray.nodes import SERVE, TRAIN, Bundle, Node, bundles, demand, unplaced
+from metagen_ray.nodes import SERVE, TRAIN, Bundle, Node, beyond, bundles, demand, unplaced
 from metagen_ray.study import Resources, load_study
 
 SMALL = st.sampled_from([0.0, 1.0, 2.0, 3.0])
@@ -92,6 +92,17 @@ def test_phases_in_turn_share_nodes_unless_their_labels_differ():
     assert len(demand(together, both)) == len(bundles(together, both))
 
 
+def test_what_runs_is_not_asked_for_again():
+    """It holds its nodes itself, and Ray Train and Ray Data ask for them: all that is asked for is added up."""
+    both, together = [TRAIN, SERVE], need()
+    assert beyond(together, both, TRAIN) == bundles(together, [SERVE])
+    assert beyond(together, both, "") == bundles(together, sorted(both))
+    assert beyond(together, [SERVE], SERVE) == []
+    apart = need("phases=in_turn", "train_nodes.a=b", "serve_nodes.a=c")
+    assert beyond(apart, both, SERVE) == bundles(apart, [TRAIN])
+    assert beyond(need("phases=in_turn"), both, SERVE) == []  # the same nodes
+
+
 def state_of(*impossible: Bundle):
     messages = importlib.import_module("ray.core.generated.autoscaler_pb2")
     state = messages.AutoscalingState(autoscaler_state_version=1)
@@ -109,13 +120,13 @@ def test_what_no_node_type_can_hold_is_refused_by_name_and_what_others_asked_for
     assert nodes.impossible(asked, state_of(*asked)) == asked
     assert nodes.impossible(asked, state_of(Bundle("another", {"CPU": 64.0}))) == []
     monkeypatch.setattr(nodes, "alive", list)
-    monkeypatch.setattr(nodes, "_request", lambda wanted: None)
+    monkeypatch.setattr(nodes, "_ask", lambda wanted: None)
     monkeypatch.setattr(nodes, "PATIENT_S", 0.0)
     monkeypatch.setattr(nodes, "LOOK_S", 0.0)
-    monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(*asked))
+    monkeypatch.setattr(nodes.autoscaler, "state", lambda: state_of(*asked))
     with pytest.raises(MachineError, match=r"add a node type for a training worker \(0.8 CPU, 8 GPU, market=spot\)"):
         nodes._wait_for(asked, 60.0)
-    monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(Bundle("another", {"CPU": 64.0})))
+    monkeypatch.setattr(nodes.autoscaler, "state", lambda: state_of(Bundle("another", {"CPU": 64.0})))
     with pytest.raises(
         MachineError, match=r"nodes did not come within 0 s: 2 x a training worker .*no node on the way"
     ):
@@ -126,7 +137,7 @@ def test_what_is_impossible_while_old_nodes_go_is_waited_for(monkeypatch):
     asked = bundles(need(), [TRAIN])
     looks = iter([[], [], [Node({"CPU": 1.0})]])
     monkeypatch.setattr(nodes, "alive", lambda: next(looks))
-    monkeypatch.setattr(nodes, "_request", lambda wanted: None)
+    monkeypatch.setattr(nodes, "_ask", lambda wanted: None)
     monkeypatch.setattr(nodes, "LOOK_S", 0.0)
-    monkeypatch.setattr(nodes, "_autoscaling", lambda: state_of(*asked))
+    monkeypatch.setattr(nodes.autoscaler, "state", lambda: state_of(*asked))
     nodes._wait_for(asked, 60.0)
