@@ -68,7 +68,7 @@ format: setup
 	$(BIN)/ruff format
 
 test: lint
-	$(BIN)/pytest -m "not slow and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	$(BIN)/pytest -m "slow and not gpu" --durations=20

@@ -28,6 +28,7 @@ ROWS = (
         "cost",
         "progress",
         "metrics",
+        "autoscaler",
         "base_model",
         "tokenizer",
     },
@@ -47,7 +48,18 @@ PEERS = {
 }
 # A library that is heavy or that binds: the only places that may import it.
 LIBRARIES = {
-    "ray": ("stages", "cluster", "nodes", "submit", "doctor", "spot", "serving", "training/lanes", "metrics"),
+    "ray": (
+        "stages",
+        "cluster",
+        "nodes",
+        "submit",
+        "doctor",
+        "spot",
+        "serving",
+        "training/lanes",
+        "metrics",
+        "autoscaler",
+    ),
     "torch": (
         "doctor",
         "training",

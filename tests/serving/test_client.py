@@ -104,7 +104,11 @@ def test_complete_no_prompts_gives_no_answers():
         assert ask(url, lambda c: c.complete("m", [], max_tokens=4)) == []
 
 
-@pytest.mark.parametrize("fault", [status(500), status(503), status(429), half, short, Exchange.hang], ids=str)
+@pytest.mark.parametrize(
+    "fault",
+    [status(500), status(503), status(429), half, short, Exchange.hang],
+    ids=["500", "503", "429", "half", "short", "hangs"],
+)
 def test_complete_a_passing_fault_is_retried(fault):
     async def complete(client: Client):
         return await client.complete("m", [[1], [2]], max_tokens=4), client.retried.total()
@@ -114,7 +118,9 @@ def test_complete_a_passing_fault_is_retried(fault):
     assert [a[0].text for a in answers] == ["1:0", "2:0"] and retried == 2
 
 
-@pytest.mark.parametrize("fault", [status(500, "engine died"), half, short, Exchange.hang], ids=str)
+@pytest.mark.parametrize(
+    "fault", [status(500, "engine died"), half, short, Exchange.hang], ids=["500", "half", "short", "hangs"]
+)
 def test_complete_a_lasting_fault_ends_in_an_error_with_model_and_url(fault):
     asked = []
 
