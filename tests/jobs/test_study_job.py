@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from metagen_ray.errors import MachineError
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -109,9 +111,7 @@ def kept(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in store.glob("pool/*/*")}
 
 
-def test_submit_twice_is_one_job_that_stops_within_seconds_goes_on_step_by_step_and_gives_back_its_exit_code(
-    head, tmp_path
-):
+def test_submit_twice_is_one_job_that_stops_within_seconds_goes_on_step_by_step(head, tmp_path):
     arguments = submit_arguments(head, tmp_path)
     first = metagen(head, *arguments, "--no-follow")
     assert first.returncode == 0, first.stderr
@@ -141,10 +141,14 @@ def test_submit_twice_is_one_job_that_stops_within_seconds_goes_on_step_by_step_
     assert done.stdout.split()[1] != name and "report: " in done.stdout
     assert ": finished (last word" in step(head, "status", run, "--store", str(tmp_path)).stdout
     assert step(head, "evaluate", *chosen).returncode == 0
-    failed = metagen(head, *submit_arguments(head, tmp_path, "judge.min_mass=0.9999999", "judge.max_unscored=0"))
-    assert failed.returncode == 5 and "produced no number" in failed.stdout
     told = metagen(head, "status", "pocket", "--store", str(tmp_path))
     assert "no driver has written here" in told.stdout  # the preset itself is another run
+
+
+def test_submit_gives_back_the_exit_code_of_a_study_that_fails(head, tmp_path):
+    failed = metagen(head, *submit_arguments(head, tmp_path, "resources.gpus_per_worker=8"))
+    assert failed.returncode == MachineError.exit_code, failed.stdout[-3000:] + failed.stderr[-2000:]
+    assert "the plan needs 8 GPUs, the cluster has 0" in failed.stdout
 
 
 def test_doctor_and_serve_and_down_on_a_real_head(head, tmp_path):
