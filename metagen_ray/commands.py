@@ -77,7 +77,7 @@ def serve(options: Namespace) -> int:
 
     study = load_study(options.study, options.overrides)
     cluster.reach(options.address or "auto")
-    nodes.hold(study.resources, [nodes.SERVE], [nodes.SERVE], nodes.SERVE)
+    nodes.hold(study.resources, [nodes.SERVE], [nodes.SERVE])
     app = serve_app.up(Plan(StudyContext(study)))
     print(f"{app.url} serves {app.base_name} and adapters of {study.store}; its token lies in {app.token_path}")
     print("it outlives this command; `metagen down` ends it")

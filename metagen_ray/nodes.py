@@ -113,13 +113,13 @@ def check_fit(need: Resources, phases: Iterable[str] = (TRAIN, SERVE)) -> None:
         )
 
 
-def hold(need: Resources, phases: Iterable[str], now: Iterable[str], running: str) -> None:
-    """Return once the nodes of `now` are up; ask the autoscaler for those of all `phases` still to come.
+def hold(need: Resources, phases: Sequence[str], now: Iterable[str]) -> None:
+    """Return once the nodes of `now` are up, and from then on ask the autoscaler for what is `beyond` the first phase.
 
-    `running`: the phase that begins; its own processes hold its nodes and ask for them. Without an autoscaler this is a
-    check. MachineError names what the node types cannot hold, or what did not come within `need.wait_for_nodes_s`.
+    `phases` are those still to come, the one that begins first. Without an autoscaler this is a check. MachineError
+    names what the node types cannot hold, or what did not come within `need.wait_for_nodes_s`.
     """
-    phases, now = list(phases), list(now)
+    now = list(now)
     wanted = demand(need, now)
     if not (autoscales() or _autoscales_soon(wanted)):
         if now:
@@ -127,15 +127,14 @@ def hold(need: Resources, phases: Iterable[str], now: Iterable[str], running: st
         return
     if unplaced(wanted, alive()):  # phases in turn may have shapes of which neither holds the other
         _wait_for(wanted, need.wait_for_nodes_s)
-    _ask(beyond(need, phases, running))
+    _ask(beyond(need, phases))
 
 
-def beyond(need: Resources, phases: Iterable[str], running: str) -> list[Bundle]:
-    """What the phases to come need beside the one that runs: what is asked for twice comes twice."""
-    phases = set(phases)
+def beyond(need: Resources, phases: Sequence[str]) -> list[Bundle]:
+    """What later phases need beside the first, whose own processes ask for its nodes; asked twice, it comes twice."""
     if need.phases != "together" and need.train_nodes == need.serve_nodes:  # the next one has the nodes of this one
         return []
-    return bundles(need, sorted(phases - {running}))
+    return bundles(need, sorted(set(phases[1:]) - set(phases[:1])))
 
 
 def release() -> None:

@@ -94,13 +94,16 @@ def test_phases_in_turn_share_nodes_unless_their_labels_differ():
 
 def test_what_runs_is_not_asked_for_again():
     """It holds its nodes itself, and Ray Train and Ray Data ask for them: all that is asked for is added up."""
-    both, together = [TRAIN, SERVE], need()
-    assert beyond(together, both, TRAIN) == bundles(together, [SERVE])
-    assert beyond(together, both, "") == bundles(together, sorted(both))
-    assert beyond(together, [SERVE], SERVE) == []
-    apart = need("phases=in_turn", "train_nodes.a=b", "serve_nodes.a=c")
-    assert beyond(apart, both, SERVE) == bundles(apart, [TRAIN])
-    assert beyond(need("phases=in_turn"), both, SERVE) == []  # the same nodes
+    together, turns, apart = (
+        need(),
+        need("phases=in_turn"),
+        need("phases=in_turn", "train_nodes.a=b", "serve_nodes.a=c"),
+    )
+    assert beyond(together, [TRAIN, SERVE]) == bundles(together, [SERVE])
+    assert beyond(together, [SERVE, TRAIN]) == bundles(together, [TRAIN])
+    assert beyond(apart, [SERVE, TRAIN]) == bundles(apart, [TRAIN])
+    assert beyond(turns, [SERVE, TRAIN]) == []  # the same nodes
+    assert beyond(together, [SERVE]) == beyond(together, []) == []
 
 
 def state_of(*impossible: Bundle):

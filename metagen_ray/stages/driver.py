@@ -82,7 +82,7 @@ def _compute(plan: Plan, ledger: Ledger, address: str | None, check: Callable[[]
     try:
         with ledger.stage("connect"):
             cluster.reach(address)
-            nodes.hold(need, phases, phases if need.phases == "together" else phases[:1], "".join(phases[:1]))
+            nodes.hold(need, phases, phases if need.phases == "together" else phases[:1])
         overlaps = not only and cluster.overlaps(plan.study)
         with Serving(plan, ledger, eager=need.phases == "together" and nodes.SERVE in phases) as app:
             if overlaps:
@@ -115,7 +115,7 @@ def _make_room(plan: Plan, steps: Sequence[str], ledger: Ledger, app: Serving) -
     if in_turn and now == [nodes.TRAIN]:
         app.rest()
     with ledger.stage(f"wait for nodes of {steps[0]}") if in_turn else nullcontext():
-        nodes.hold(need, _phases(Status(plan), steps), now if in_turn else (), now[0])
+        nodes.hold(need, _phases(Status(plan), steps), now if in_turn else ())
 
 
 def _check_inputs(status: Status, only: Sequence[str]) -> None:

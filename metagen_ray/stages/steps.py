@@ -6,6 +6,7 @@ the steps before the meta-trained model's predictions run side by side (stages/a
 
 from collections.abc import Callable, Mapping
 
+from metagen_ray import nodes
 from metagen_ray.errors import ShardsFailed
 from metagen_ray.progress import Progress
 from metagen_ray.stages import answers, judge, meta_sft, object_sft
@@ -43,10 +44,13 @@ def _hands(plan: Plan, status: Status, ledger: Ledger, app: Serving, check: Call
 
     def meta() -> None:
         check()
+        nodes.hold(plan.study.resources, [nodes.TRAIN, nodes.SERVE], ())
         _meta(plan, Status(plan), ledger, app)
 
     def train(arrived: Callable[[str], None]) -> None:
         _train(plan, status, ledger, app, arrived)
+        if plan.meta not in status.present["meta_sft"]:  # idle until then, its nodes must not go
+            nodes.hold(plan.study.resources, [nodes.SERVE, nodes.TRAIN], ())
 
     check()
     return Hands(train, ask, graded, meta)

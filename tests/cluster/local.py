@@ -43,7 +43,6 @@ class LocalCluster:
         self.head = f"http://{self.net}.10:{JOBS_PORT}"
         self._size, self._store_mib = (str(workers), str(cpus)), store_mib
         self.workers = [f"w{n}" for n in range(1, workers + 1)]
-        self._disk = ExitStack()
         self._env = {
             **os.environ,
             **env,
@@ -53,19 +52,17 @@ class LocalCluster:
         }
 
     def __enter__(self) -> Self:
-        if self._store_mib is not None:
-            self._disk.enter_context(disk(self.store, self._store_mib))
-        try:
+        with ExitStack() as ends:  # also what is half up: it would work on beside all that follows
+            ends.callback(shutil.rmtree, self.store, ignore_errors=True)
+            if self._store_mib is not None:
+                ends.enter_context(disk(self.store, self._store_mib))
+            ends.callback(self._do, "down")
             self._do("up", *self._size)
-        except BaseException:  # what is half up would work on beside all that follows
-            self.__exit__()
-            raise
+            self._ends = ends.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._do("down")
-        self._disk.close()
-        shutil.rmtree(self.store, ignore_errors=True)
+        self._ends.close()
 
     @property
     def token(self) -> str:
