@@ -55,7 +55,8 @@ def main(folder: Path) -> None:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
     _start_head(folder)
     watch = Watch()
-    began = time.monotonic()
+    watch.until(1, 120)
+    before, began = watch.seen[-1][1], time.monotonic()
     ran = _study(folder)
     ended = time.monotonic()
     gone = watch.until(1, 240)
@@ -69,7 +70,7 @@ def main(folder: Path) -> None:
         "refused": refused,
         "late": late,
         "ran": ran,
-        "nodes_at_submission": 1,
+        "nodes_at_submission": before,
         "nodes_at_most": max(count for _, count in watch.seen),
         "all_nodes_up_s": watch.after(3, began),
         "study_s": round(ended - began, 1),

@@ -24,4 +24,4 @@ def test_nodes_come_for_a_study_and_go_after_it_and_what_no_node_can_hold_is_ref
     assert "add a node type for a training worker (1.2 CPU, 8 GPU)" in refused["error"]
     assert late["code"] == MachineError.exit_code and "nodes did not come within 0 s" in late["error"]
     assert ran["code"] == 0, ran["error"]
-    assert found["nodes_at_most"] == 3 and found["gone_after_end_s"] < 120
+    assert (found["nodes_at_submission"], found["nodes_at_most"]) == (1, 3) and found["gone_after_end_s"] < 120

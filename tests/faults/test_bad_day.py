@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,35 +18,32 @@ pytestmark = [
 ]
 LINK_DOWN_S, STORE_FAILS_S = 5, 10
 ENDS_S = 600  # a minute or two, unless something hangs
-DAY = (
-    ("object_sft", "lane worker"),
-    ("ground_truth", "engine"),
-    ("judge truth", "node"),
-    ("predict untrained", "data actor"),
-    ("meta_sft", "controller"),
-    ("predict meta", "store"),
+
+
+def lose_touch(struck: Struck) -> None:
+    """A Data actor dies, and then a node's network is gone for a moment."""
+    struck.kill("data actor")
+    node = struck.worker()
+    struck.cluster.link(node, "down")
+    time.sleep(LINK_DOWN_S)
+    struck.cluster.link(node, "up")
+
+
+DAY: tuple[tuple[str, Callable[[Struck], None]], ...] = (
+    ("object_sft", lambda struck: struck.kill("lane worker")),
+    ("ground_truth", lambda struck: struck.kill("engine")),
+    ("judge truth", lambda struck: struck.cluster.kill(struck.worker())),
+    ("predict untrained", lose_touch),
+    ("meta_sft", lambda struck: struck.kill("controller")),
+    ("predict meta", lambda struck: struck.store_fails("503", STORE_FAILS_S)),
 )
 
 
 def test_study_survives_a_death_in_every_stage(tmp_path: Path):
     with LocalCluster(WORKERS, env=CREDENTIALS) as cluster, credentials():
         struck = Struck(cluster, random.Random("a bad day"), tmp_path, FAULTS["s3 503"])
-        for stage, what in DAY:
+        for stage, strike in DAY:
             struck.wait_for((stage,))
-            strike(struck, what)
+            strike(struck)
         assert struck.ended(ENDS_S) == 0, struck.log.read_text()[-4000:]
         assert whole(struck.study)["artifacts"] > 100
-
-
-def strike(struck: Struck, what: str) -> None:
-    if what == "store":
-        struck.store_fails("503", STORE_FAILS_S)
-    elif what == "node":
-        struck.cluster.kill(struck.worker())
-    else:
-        struck.kill(what)
-    if what == "data actor":
-        node = struck.worker()
-        struck.cluster.link(node, "down")
-        time.sleep(LINK_DOWN_S)
-        struck.cluster.link(node, "up")
