@@ -31,6 +31,7 @@ from metagen_ray.serving.judge import Judge, judge_messages
 from metagen_ray.serving.neutral import neutralise
 from metagen_ray.serving.numbers import NUMBERS
 from metagen_ray.suites import load_suite
+from metagen_ray.tokenizer import load_tokenizer
 
 EVAL_DOMAINS, ANSWERS = 20, 32
 ANSWER_TOKENS, THOUGHT_TOKENS = 24, 64
@@ -89,7 +90,7 @@ def with_examples(base: Base, scorer: Scorer) -> Scorer:
 
 
 def _compare(base: Base, engine: Vllm, scorer: Scorer, pairs: list[Pair], which: str, options: Options) -> list[Row]:
-    tokenizer = base.tokenizer()
+    tokenizer = load_tokenizer(base.directory)  # as a study has it
     renderer = Renderer(tokenizer)
     judge = Judge(cast(Client, engine), "base", tokenizer, renderer.prompt)
     prompts = _prompts(renderer, scorer, pairs)

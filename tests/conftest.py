@@ -12,7 +12,9 @@ from tests.calm import finished
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Put the token where Ray looks for it, apart from the user's own."""
+    """Put the token where Ray looks for it, apart from the user's own; share the cores with other pytest workers."""
+    if "PYTEST_XDIST_WORKER" in os.environ:  # torch's threads wait in a busy loop for one that has lost its core
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder = tempfile.TemporaryDirectory(prefix="metagen-token-")
     config.add_cleanup(folder.cleanup)
     token = Path(folder.name) / "token"

@@ -62,13 +62,14 @@ class Judge:
 
         Raises what the client raises. A pair without enough mass on numbers is unscored, never a number.
         """
-        distinct = list(dict.fromkeys((question, neutralise(answer, self._specials)) for question, answer in pairs))
+        clean = {answer: neutralise(answer, self._specials) for answer in {answer for _, answer in pairs}}
+        distinct = list(dict.fromkeys((question, clean[answer]) for question, answer in pairs))
         scores, coherence = await asyncio.gather(self._read(scorer, distinct), self._coherence(scorer, distinct))
         found = {
             pair: Judgement(self._number(score), score.mass, self._number(sense) if sense else None)
             for pair, score, sense in zip(distinct, scores, coherence, strict=True)
         }
-        return [found[question, neutralise(answer, self._specials)] for question, answer in pairs]
+        return [found[question, clean[answer]] for question, answer in pairs]
 
     async def _coherence(self, scorer: Scorer, pairs: Sequence[Pair]) -> Sequence[Distribution | None]:
         if scorer.coherence_rubric is None:

@@ -7,6 +7,7 @@ did without.
 
 import re
 from collections.abc import Iterable
+from functools import cache
 
 # Chat markers of the common templates, whatever tokenizer is in use.
 _MARKERS = r"<\|[^<>|\n]{0,60}\|>|</?s>|\[/?INST\]|<</?SYS>>|</?(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
@@ -57,14 +58,19 @@ def neutralise(answer: str, specials: Iterable[str] = ()) -> str:
 
     `specials`: the strings that the tokenizer at hand reads as special tokens. Idempotent.
     """
-    longest_first = sorted((s for s in specials if s.strip()), key=len, reverse=True)
-    foreign = re.compile("|".join([*map(re.escape, longest_first), _MARKERS, _FRAME]), re.IGNORECASE)
+    foreign = _foreign(frozenset(specials))
     while True:
         # What is cut out can join its neighbours into something new, so it ends when nothing is left to cut.
         stripped = _cut(_cut(answer, foreign), _FORGED)
         if stripped == answer:
             return answer
         answer = stripped
+
+
+@cache
+def _foreign(specials: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted((s for s in specials if s.strip()), key=len, reverse=True)
+    return re.compile("|".join([*map(re.escape, longest_first), _MARKERS, _FRAME]), re.IGNORECASE)
 
 
 def _cut(text: str, pattern: re.Pattern[str]) -> str:

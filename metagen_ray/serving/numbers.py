@@ -30,6 +30,17 @@ class Node:
         """The next tokens whose probability is needed here."""
         return frozenset({*self.children, *self.digits})
 
+    @cached_property
+    def ends(self) -> tuple[tuple[int, int], ...]:
+        """Next tokens after which a number has ended, each with its number; most nodes have these alone."""
+        found = ((token, child) for token, child in self.children.items() if not child.ids)
+        return tuple((token, child.number) for token, child in found if child.number is not None)
+
+    @cached_property
+    def goes_on(self) -> tuple[tuple[int, "Node"], ...]:
+        """Next tokens after which a number may go on, each with its node."""
+        return tuple((token, child) for token, child in self.children.items() if child.ids)
+
 
 @dataclass(frozen=True)
 class Distribution:
@@ -87,18 +98,20 @@ async def distributions(
     mass_PN = [[0.0] * len(NUMBERS) for _ in prompts]
     frontier = [(i, root, 1.0) for i in range(len(prompts))]
     while frontier:
-        wanted = sorted(set().union(*(node.ids for _, node, _ in frontier)))
+        wanted = sorted(set().union(*{node.path: node.ids for _, node, _ in frontier}.values()))
         found = await ask([[*prompts[i], *node.path] for i, node, _ in frontier], wanted)
         further = []
         for (i, node, mass), logprobs in zip(frontier, found, strict=True):
-            share = {token: exp(logprobs[token]) for token in node.ids}
+            mass_N = mass_PN[i]
             if node.number is not None:
-                mass_PN[i][node.number] += mass * max(0.0, 1.0 - sum(share.values()))
-            for token, child in node.children.items():
-                reached = mass * share[token]
-                if reached > (expand_mass if child.children else overflow_mass if child.digits else 1.0):
+                mass_N[node.number] += mass * max(0.0, 1.0 - sum(exp(logprobs[token]) for token in node.ids))
+            for token, number in node.ends:
+                mass_N[number] += mass * exp(logprobs[token])
+            for token, child in node.goes_on:
+                reached = mass * exp(logprobs[token])
+                if reached > (expand_mass if child.children else overflow_mass):
                     further.append((i, child, reached))
                 elif child.number is not None:
-                    mass_PN[i][child.number] += reached
+                    mass_N[child.number] += reached
         frontier = further
     return [Distribution(tuple(mass_N)) for mass_N in mass_PN]

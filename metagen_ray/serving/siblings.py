@@ -14,8 +14,9 @@ import torch
 from vllm.distributed.kv_transfer.kv_connector.v1 import KVConnectorBase_V1
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
+
+from metagen_ray.serving.whole import WholeScheduler
 
 SIBLING = re.compile(r"\d+_(.+)")  # vLLM's name of a sample: its number, then the request's
 SETTINGS: dict[str, Any] = {
@@ -41,8 +42,8 @@ class Group:
         return self.leader
 
 
-class SiblingScheduler(Scheduler):
-    """VLLM's scheduler, with all samples of a prompt but one held back until that one has read it.
+class SiblingScheduler(WholeScheduler):
+    """VLLM's scheduler, with whole answers, and all samples of a prompt but one held back until that one has read it.
 
     Prompts are begun while there are seats for all their samples, so that a follower need not wait longer than its
     leader lives.

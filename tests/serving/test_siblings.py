@@ -19,22 +19,29 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1", "T
 os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
-from metagen_ray.serving import siblings
+from metagen_ray.serving import siblings, whole
 
 asked = json.loads(sys.argv[1])
-tokens = []
-plain = siblings.Scheduler.schedule
+tokens, parts = [], []
+plain, leave = whole.Scheduler.schedule, whole.WholeScheduler.update_from_output
 
 def counting(self, *args, **kwargs):
     step = plain(self, *args, **kwargs)
     tokens.append(step.total_num_scheduled_tokens)
     return step
 
-siblings.Scheduler.schedule = counting
+def counting_parts(self, *args, **kwargs):
+    left = leave(self, *args, **kwargs)
+    parts.extend(output for part in left.values() for output in part.outputs)
+    return left
+
+whole.Scheduler.schedule = counting
+whole.WholeScheduler.update_from_output = counting_parts
 settings = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_model_len": 256, "seed": 1}
 settings |= {"kv_cache_memory_bytes": asked["kv_bytes"], "max_num_seqs": asked["seats"]} | siblings.SETTINGS
 llm = LLM(model=asked["model"], worker_cls="metagen_ray.serving.cpu_worker.Worker", **settings)
 tokens.clear()
+parts.clear()
 sampling = SamplingParams(**asked["sampling"], output_kind=RequestOutputKind.FINAL_ONLY)
 prompts = [{"prompt_token_ids": p} for p in asked["prompts"]]
 if asked["abort"]:
@@ -50,6 +57,9 @@ if asked["abort"]:
 else:
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
 told = {"answers": [[list(a.token_ids) for a in o.outputs] for o in outputs], "tokens": sum(tokens)}
+told |= {"parts": len(parts), "cached": [o.num_cached_tokens for o in outputs]}
+told |= {"text": [o.outputs[0].text for o in outputs]}
+told |= {"held": len(llm.llm_engine.engine_core.engine_core.scheduler._begun_answers)}
 print("TOLD " + json.dumps(told))
 """
 
@@ -103,6 +113,18 @@ def test_siblings_read_a_prompt_once_and_say_what_the_model_says(model_dir: Path
         assert told["answers"][i] == [expected[i]] * n, LENGTHS[i]
     # The leader reads the prompt, the others its last token alone; seven of the eight tokens said are read again.
     assert told["tokens"] == sum(LENGTHS) + (n - 1) * len(LENGTHS) + 7 * n * len(LENGTHS)
+    assert told["parts"] == n * len(LENGTHS)  # and each answer leaves the engine's process once
+
+
+def test_siblings_leave_whole_unless_somebody_reads_them_on_the_way(model_dir: Path):
+    prompts = [prompt(70), prompt(70)]
+    whole = run(model_dir, prompts, 1, seats=1, sampling={"temperature": 0.0, "detokenize": True})
+    assert whole["parts"] == 2
+    assert whole["cached"] == [0, 64]  # the first token's message said so
+    for asked in ({"stop": ["\n\n\n"]}, {"logprobs": 1}):
+        on_the_way = run(model_dir, prompts, 1, seats=1, sampling={"temperature": 0.0, "detokenize": True, **asked})
+        assert on_the_way["parts"] == 16
+        assert (on_the_way["answers"], on_the_way["text"]) == (whole["answers"], whole["text"])
 
 
 def test_siblings_are_independent_draws(model_dir: Path):
@@ -130,3 +152,4 @@ def test_siblings_all_answer_whatever_becomes_of_their_leader(model_dir: Path, c
 def test_siblings_of_a_request_that_is_given_up_go_with_it(model_dir: Path):
     told = run(model_dir, [prompt(50, number) for number in range(12)], 10, seats=16, abort=[0, 1, 7, 11])
     assert [len(group) for group in told["answers"]] == [10] * 8
+    assert told["held"] == 0  # of the answers that were begun
