@@ -71,7 +71,8 @@ test: lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
-	$(BIN)/pytest -m "slow and not gpu" --durations=20
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not machine and not gpu" --durations=5
+	$(BIN)/pytest -m "machine and not gpu" --durations=20
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

@@ -11,7 +11,7 @@ import pytest
 
 from metagen_ray import autoscaler
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.machine]
 ALL_CPUS = 2
 
 

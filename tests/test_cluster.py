@@ -29,6 +29,7 @@ def small_cluster() -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -47,6 +48,7 @@ def test_cluster_too_small_for_the_plan_is_refused(small_cluster: str, overrides
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 def test_cluster_of_another_ray_version_is_refused(small_cluster: str):
     from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
     from ray.experimental import internal_kv

@@ -11,6 +11,7 @@ from tests.cluster.local import missing
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.machine,
     pytest.mark.timeout(1000),
     pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
 ]

@@ -16,6 +16,7 @@ from tests.cluster.study_apart import APP_PORT, ON_TWO_WORKERS, Ran, submission
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.machine,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
 ]

@@ -13,6 +13,7 @@ from tests.store.s3_server import CREDENTIALS, credentials
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.machine,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces are at hand"),
 ]

@@ -18,7 +18,7 @@ from metagen_ray.stages.status import Status
 from tests.calm import command_of, finished, plan_of
 from tests.disk import MAY_MOUNT, disk, fill
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(1200)]
 LIMIT_S = 420
 DISK_MIB, DISK_FULL_S = 512, 3
 # Ray's own helpers of a node outlive a head that is gone by a minute or two, and are small.

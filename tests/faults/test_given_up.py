@@ -11,7 +11,7 @@ from metagen_ray.stages.plan import Plan
 from metagen_ray.stages.status import Status
 from tests.calm import LIMIT_S, command_of, plan_of, stages_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(900)]
 LARGE = "domains=8"
 
 

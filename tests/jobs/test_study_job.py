@@ -16,7 +16,7 @@ import pytest
 
 from metagen_ray.errors import MachineError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SMALL = [

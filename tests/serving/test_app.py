@@ -23,7 +23,7 @@ from metagen_ray.serving.numbers import NUMBERS
 from tests.serving.conftest import MERGED, UNASKED, UNMERGEABLE, Served, random_adapter
 from tests.tiny import make_tokenizer
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(900)]
 T = TypeVar("T")
 USUAL = Limits()
 PATIENT = Limits(attempts=12, backoff_s=2.0, read_s=240.0)

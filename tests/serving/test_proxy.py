@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(300)]
 START = """
 import json, sys, threading, time, urllib.error, urllib.request
 import ray

@@ -20,6 +20,7 @@ def test_gpus_of_a_stage_are_those_of_its_workers_or_replicas() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 def test_meter_of_a_stage_arrives_at_the_node_s_metrics_port() -> None:
     with local_ray(cpus=1):
         (node,) = ray.nodes()

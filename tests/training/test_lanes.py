@@ -24,7 +24,7 @@ from metagen_ray.training.worker import AdapterJob, Outcome, Trainer, train_meta
 from tests.local_ray import local_ray
 from tests.tiny import make_tiny_model
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(600)]
 RECIPE = Recipe(rank=2, alpha=4, lr=3e-3, epochs=2, batch_rows=4)
 META = Recipe(rank=4, alpha=8, lr=3e-3, epochs=2, batch_rows=6, schedule="linear")
 TWO_LANES = Resources(lanes=2, cpus_per_worker=1)

@@ -21,7 +21,7 @@ from metagen_ray.training.worker import train_meta
 from tests.tiny import make_tiny_model
 from tests.training.test_lanes import plain_trainer, trees
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.machine, pytest.mark.timeout(600)]
 EPOCHS = 1
 LONG = Recipe(rank=4, alpha=8, lr=1e-4, epochs=EPOCHS, batch_rows=1, schedule="linear", dropout=0.0)
 NOTICE_S = 60
