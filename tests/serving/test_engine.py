@@ -1,0 +1,28 @@
+"""What the engine's answers are made of, against vLLM's own way of making them."""
+
+from itertools import repeat
+
+import pytest
+
+pytestmark = pytest.mark.slow  # imports vLLM
+
+
+def test_flat_logprobs_are_told_as_vllm_tells_them():
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.logprobs import FlatLogprobs
+
+    from metagen_ray.serving.engine import _logprobs
+
+    found, candidates = FlatLogprobs(), list(range(300, 401))
+    values = [-float("inf"), *(-n / 7 for n in range(1, 101))]
+    for said, value in ((300, values[0]), (7, -0.25)):
+        found.append_fast([said, *candidates], [value, *values], iter(repeat(1, 102)), repeat(None))
+    vllm = object.__new__(OpenAIServingCompletion)
+    asked = {"tokenizer": None, "num_output_top_logprobs": 101, "logprob_token_ids": candidates}
+    usual = vllm._create_completion_logprobs
+    expected = usual([300, 7], found, return_as_token_id=True, **asked)
+    told = _logprobs(usual, token_ids=[300, 7], top_logprobs=found, return_as_token_id=True, **asked)
+    assert told == expected
+    assert told.model_dump_json() == expected.model_dump_json()
+    assert told.top_logprobs is not None and told.top_logprobs[0] is not None
+    assert (len(told.top_logprobs[0]), told.top_logprobs[0]["token_id:300"]) == (101, -9999.0)
