@@ -53,5 +53,6 @@ class WholeScheduler(Scheduler):
 def _is_read_whole(request: Request) -> bool:
     """Whether its reader waits for the end: it looks for no stop strings and gets no log-probabilities on the way."""
     asked = request.sampling_params
-    alone = asked is None or asked.stop or asked.num_logprobs is not None or asked.prompt_logprobs is not None
-    return not alone and asked is not None and asked.output_kind == RequestOutputKind.FINAL_ONLY
+    if asked is None or asked.output_kind != RequestOutputKind.FINAL_ONLY:
+        return False
+    return not asked.stop and asked.num_logprobs is None and asked.prompt_logprobs is None

@@ -26,3 +26,12 @@ def test_flat_logprobs_are_told_as_vllm_tells_them():
     assert told.model_dump_json() == expected.model_dump_json()
     assert told.top_logprobs is not None and told.top_logprobs[0] is not None
     assert (len(told.top_logprobs[0]), told.top_logprobs[0]["token_id:300"]) == (101, -9999.0)
+
+
+def test_flat_logprobs_are_those_of_answers_alone_not_of_an_echoed_prompt():
+    from metagen_ray.serving.engine import ScoringOrCompletion
+
+    asked = {"model": "m", "prompt": [1, 2], "max_tokens": 1, "logprobs": 2, "logprob_token_ids": [3, 4]}
+    for echo in (False, True):
+        request = ScoringOrCompletion(**asked, echo=echo, return_tokens_as_token_ids=True)
+        assert request.to_sampling_params(1, {}).flat_logprobs is not echo
