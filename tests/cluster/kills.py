@@ -97,6 +97,7 @@ class Struck:
         self.env = ["--env", f"RAY_testing_rpc_failure={json.dumps(fails)}"] if fails else []
         # The way past the trouble, for whoever looks on.
         self.study: Study = load_study("pocket", [*SETTINGS, f"store={_past_trouble(self.store)}"])
+        self.cut_off: list[str] = []  # workers whose network is gone for good
         self.follower = self.submit()
 
     def submit(self) -> subprocess.Popen:
@@ -123,7 +124,7 @@ class Struck:
     def kill(self, what: str) -> None:
         """SIGKILL to one process of a kind, a seeded random one."""
         end = time.monotonic() + 180
-        while not (found := self.cluster.processes(TITLES[what])):
+        while not (found := self.cluster.processes(TITLES[what], ["head", *self.reachable()])):
             assert time.monotonic() < end, f"no {what} ({TITLES[what]}) on any node"
             time.sleep(0.1)
         os.kill(self.rng.choice(found), signal.SIGKILL)
@@ -142,8 +143,20 @@ class Struck:
 
     def worker(self) -> str:
         """A worker that holds a replica, a seeded random one."""
-        holding = [n for n in self.cluster.workers if self.cluster.processes(TITLES["replica"], [n])]
-        return self.rng.choice(holding or self.cluster.workers)
+        holding = [n for n in self.reachable() if self.cluster.processes(TITLES["replica"], [n])]
+        return self.rng.choice(holding or self.reachable())
+
+    def reachable(self) -> list[str]:
+        """Workers that are not cut off."""
+        return [n for n in self.cluster.workers if n not in self.cut_off]
+
+    def replace_cut_off(self) -> None:
+        """Start a node anew in place of each that was cut off; it comes up while the study goes on."""
+        for node in self.cut_off:
+            self.cluster.kill(node)
+            self.cluster.link(node, "up")
+            self.cluster.restart(node)
+        self.cut_off.clear()
 
     def committed(self) -> int:
         """Objects in the pool."""
@@ -182,7 +195,9 @@ def _unplug(struck: Struck) -> None:
 
 
 def _unplug_for_good(struck: Struck) -> None:
-    struck.cluster.link(struck.worker(), "down")
+    node = struck.worker()
+    struck.cluster.link(node, "down")
+    struck.cut_off.append(node)
 
 
 def _fill_disk(struck: Struck) -> None:

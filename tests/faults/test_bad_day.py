@@ -21,22 +21,54 @@ LINK_DOWN_S, STORE_FAILS_S = 5, 10
 ENDS_S = 600  # a minute or two, unless something hangs
 
 
+def lose_head(struck: Struck) -> None:
+    """Every node's power is cut, the head's among them; all are started again, and so is the study."""
+    FAULTS["head"].strike(struck)
+    struck.follower = struck.submit()
+
+
+def lose_engine(struck: Struck) -> None:
+    """An engine dies, and the store is broken while another one starts."""
+    struck.kill("engine")
+    struck.store_fails("500", STORE_FAILS_S)
+
+
+def lose_network(struck: Struck) -> None:
+    """A node's network is gone for good, and the store is slow before Ray has noticed."""
+    FAULTS["network for good"].strike(struck)
+    struck.store_fails("slow", STORE_FAILS_S)
+
+
 def lose_touch(struck: Struck) -> None:
-    """A Data actor dies, and then a node's network is gone for a moment."""
+    """A Data actor and a replica die, and then a node's network is gone for a moment."""
     struck.kill("data actor")
+    struck.kill("replica")
     node = struck.worker()
     struck.cluster.link(node, "down")
     time.sleep(LINK_DOWN_S)
     struck.cluster.link(node, "up")
 
 
+def lose_controller(struck: Struck) -> None:
+    """Train's controller dies; in place of the node that was cut off comes another."""
+    struck.kill("controller")
+    struck.replace_cut_off()
+
+
+def lose_node(struck: Struck) -> None:
+    """A node's power is cut, and the store asks for patience."""
+    struck.cluster.kill(struck.worker())
+    struck.store_fails("503", STORE_FAILS_S)
+
+
 DAY: tuple[tuple[str, Callable[[Struck], None]], ...] = (
+    ("object_sft", lose_head),
     ("object_sft", lambda struck: struck.kill("lane worker")),
-    ("ground_truth", lambda struck: struck.kill("engine")),
-    ("judge truth", lambda struck: struck.cluster.kill(struck.worker())),
+    ("ground_truth", lose_engine),
+    ("judge truth", lose_network),
     ("predict untrained", lose_touch),
-    ("meta_sft", lambda struck: struck.kill("controller")),
-    ("predict meta", lambda struck: struck.store_fails("503", STORE_FAILS_S)),
+    ("meta_sft", lose_controller),
+    ("predict meta", lose_node),
 )
 
 
