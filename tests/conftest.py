@@ -1,4 +1,4 @@
-"""Shared by all tests: a Ray token, which Ray reads once a process and every cluster must take; a finished study."""
+"""Shared by all tests: a Ray token, which Ray reads once a process and every cluster must take."""
 
 import os
 import secrets
@@ -6,9 +6,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-
-from metagen_ray.stages.plan import Plan
-from tests.calm import finished
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,9 +18,3 @@ def pytest_configure(config: pytest.Config) -> None:
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-
-
-@pytest.fixture(scope="session")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Plan:
-    """A small study that nothing happened to, one stage after the other. Read it, or copy its store."""
-    return finished(tmp_path_factory.mktemp("calm"), "resources.overlap=off")

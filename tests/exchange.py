@@ -2,6 +2,8 @@
 as it is told to and no oftener, where a bound on a table of few cells fails by chance.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from metagen_ray.stages.grid import arrays, read_answers
@@ -10,10 +12,12 @@ from metagen_ray.stages.plan import UNTRAINED, Plan
 DRAWS = 4000
 
 
-def scores_of(plan: Plan) -> np.ndarray:
-    """Judged scores of the truth beside those of the untrained predictor, TEQN: no sampled row decides these."""
+def scores_of(plan: Plan, ids: Sequence[str]) -> np.ndarray:
+    """Judged scores of the truth beside those of the untrained predictor, TEQN, for these domains on both axes."""
     found = arrays(plan, read_answers(plan))
-    return np.concatenate([found.grid.truth_TEQNO, found.predictions[UNTRAINED].score_TEQNO], axis=1)[..., 0]
+    chosen = [found.grid.train_ids.index(i) for i in ids]
+    both = (found.grid.truth_TEQNO, found.predictions[UNTRAINED].score_TEQNO)
+    return np.concatenate([score[chosen][:, chosen] for score in both], axis=1)[..., 0]
 
 
 def p_same(one_TEQN: np.ndarray, other_TEQN: np.ndarray) -> float:

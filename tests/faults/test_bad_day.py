@@ -63,7 +63,6 @@ def lose_node(struck: Struck) -> None:
 
 DAY: tuple[tuple[str, Callable[[Struck], None]], ...] = (
     ("object_sft", lose_head),
-    ("object_sft", lambda struck: struck.kill("lane worker")),
     ("ground_truth", lose_engine),
     ("judge truth", lose_network),
     ("predict untrained", lose_touch),

@@ -1,3 +1,4 @@
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -30,3 +31,14 @@ def test_what_was_given_up_side_by_side_is_not_tried_again(tmp_path: Path, monke
     kept = driver._compute(plan, ledger, None, lambda: None, ())
     assert len(seen) == len(driver.STEPS) and not any(lost.key in keys for keys in seen)
     assert list(ledger.given_up) == [("object_sft", lost.key)] and lost not in kept.adapters
+
+
+def test_given_up_json_stands_while_something_is_given_up(tmp_path: Path):
+    plan, ledger = plan_of(tmp_path), Ledger(cast(Any, None), cast(Any, None))
+    path = tmp_path / "studies" / plan.study.run_name() / "given_up.json"
+    ledger.given_up["object_sft", "a" * 64] = "failed three times"
+    driver._write_given_up(plan, ledger)
+    assert json.loads(path.read_text()) == {"object_sft": {"a" * 64: "failed three times"}}
+    ledger.given_up.clear()
+    driver._write_given_up(plan, ledger)
+    assert not path.exists()

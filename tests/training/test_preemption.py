@@ -29,7 +29,7 @@ NOTICE_S = 60
 
 def test_training_is_saved_at_a_notice_and_goes_on_without_the_node(tmp_path: Path) -> None:
     model_dir = make_tiny_model(tmp_path / "tiny")
-    epochs = [[tree for n in range(220) for tree in trees(1000 * e + n)] for e in range(EPOCHS)]
+    epochs = [[tree for n in range(160) for tree in trees(1000 * e + n)] for e in range(EPOCHS)]
     shelf = StoreShelf(str(tmp_path / "store"), "c" * 64, 10**6)
     store, begun, found = open_store(str(tmp_path / "store")), threading.Event(), {}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
