@@ -5,9 +5,11 @@ Credentials come from the environment alone (AWS_*, GOOGLE_*, instance roles); a
 
 import contextlib
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
@@ -21,12 +23,14 @@ from metagen_ray.errors import StoreError
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_S3_OPTIONS = ("endpoint", "region", "allow_http")
+_OPTIONS = {"s3": ("endpoint", "region", "allow_http"), "gs": ("endpoint", "allow_http")}
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+_ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
 _TRIES = 3
 """Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
+
+_PAGE = 1000  # the most names that a service lists in one answer
 
 _PATIENCE, _FIRST_WAIT, _LONGEST_WAIT = timedelta(minutes=3), timedelta(seconds=0.1), timedelta(seconds=10)
 # A request may carry a whole adapter, so its time is generous; a connection that does not open is given up soon. The
@@ -91,9 +95,25 @@ class CloudObjects:
         return False
 
     def list(self, folder: str) -> Iterator[str]:  # noqa: D102
+        first = list(itertools.islice(self._listed(folder), _PAGE))
+        yield from first
+        if len(first) == _PAGE:
+            # Names come in order, a page at a request; what one page does not hold is read from several places at once.
+            ends = [end for end in (f"{folder}/{digit}" for digit in "123456789abcdef") if end > first[-1]]
+            ranges = itertools.pairwise((first[-1], *ends, None))
+            with ThreadPoolExecutor(len(ends) + 1, "list") as threads:
+                yield from itertools.chain.from_iterable(
+                    threads.map(lambda span: list(self._listed(folder, *span)), ranges)
+                )
+
+    def _listed(self, folder: str, after: str | None = None, to: str | None = None) -> Iterator[str]:
+        """Paths below `folder` behind `after`, up to `to` and with it."""
         with self._explained(folder):
-            for page in obstore.list(self._store, folder, chunk_size=1000):
-                yield from (found["path"] for found in page)
+            for page in obstore.list(self._store, folder, offset=after, chunk_size=_PAGE):
+                for found in page:
+                    if to is not None and found["path"] > to:
+                        return
+                    yield found["path"]
 
     def delete(self, path: str) -> None:  # noqa: D102
         with self._explained(path), contextlib.suppress(FileNotFoundError):
@@ -125,20 +145,24 @@ def _connect(url: str, retries: "RetryConfig", client: "ClientConfig") -> S3Stor
         raise StoreError(f"store {url}: {bucket!r} is no bucket name; write {parts.scheme}://BUCKET/PREFIX")
     options = _options(parts.scheme, parts.query)
     common: dict[str, Any] = {"prefix": prefix or None, "retry_config": retries}
-    if parts.scheme == "gs":
-        return GCSStore(bucket, client_options=client, **common)
-    endpoint = options.get("endpoint") or next((os.environ[k] for k in _ENDPOINTS if os.environ.get(k)), "")
+    named = (os.environ[name] for name in _ENDPOINTS[parts.scheme] if os.environ.get(name))
+    endpoint = options.get("endpoint") or next(named, "")
     allowed = options.pop("allow_http", str(endpoint.startswith("http://"))).lower() in ("true", "1")
-    return S3Store(bucket, client_options={**client, "allow_http": allowed}, **options, **common)
+    common["client_options"] = {**client, "allow_http": allowed}
+    if parts.scheme == "gs":
+        if endpoint:
+            common["base_url"] = endpoint
+        return GCSStore(bucket, **common)
+    return S3Store(bucket, **options, **common)
 
 
 def _options(scheme: str, query: str) -> dict[str, str]:
-    known = _S3_OPTIONS if scheme == "s3" else ()
+    known = _OPTIONS[scheme]
     options = dict(parse_qsl(query, keep_blank_values=True))
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise StoreError(f"the store's address has the unknown option {name!r}; {hint}")
     return options
 

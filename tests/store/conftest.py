@@ -1,4 +1,4 @@
-"""The two places every test of the store runs on: a folder, and a bucket of a real S3 server on loopback."""
+"""The places every test of the store runs on: a folder, and a bucket of a server on loopback, by S3 and as GCS."""
 
 import subprocess
 import uuid
@@ -27,13 +27,14 @@ def s3_endpoint(moto_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield endpoint
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", "s3", "gcs"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty root, on disk and in a bucket."""
     if request.param == "disk":
         return str(tmp_path / "store")
     endpoint = request.getfixturevalue("s3_endpoint")
-    return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint}"
+    scheme = {"s3": "s3", "gcs": "gs"}[request.param]
+    return f"{scheme}://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint}"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ CREDENTIALS = {
     "AWS_ACCESS_KEY_ID": "test-id",
     "AWS_SECRET_ACCESS_KEY": "test-secret-5b1f",
     "AWS_DEFAULT_REGION": "us-east-1",
+    "GOOGLE_BEARER_TOKEN": "test-token-77c2",
 }
 
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 from moto.server import DomainDispatcherApplication, create_backend_app  # pyright: ignore[reportMissingImports]
 from werkzeug.serving import make_server  # pyright: ignore[reportMissingImports]
@@ -20,7 +21,12 @@ one_at_a_time = threading.Lock()  # moto looks and then writes, which is atomic,
 
 
 def served(environ, start_response):
-    """The answer of moto."""
+    """The answer of moto; to a client of GCS too, whose XML interface is that of S3 but for the condition of a put."""
+    if environ.get("HTTP_AUTHORIZATION", "").startswith("Bearer "):
+        path, mark, query = environ["RAW_URI"].partition("?")
+        environ["RAW_URI"] = environ["REQUEST_URI"] = unquote(path) + mark + query  # "-" and "/" come encoded
+        if environ.get("HTTP_X_GOOG_IF_GENERATION_MATCH") == "0":
+            environ["HTTP_IF_NONE_MATCH"] = "*"
     with one_at_a_time:
         return moto(environ, start_response)
 
