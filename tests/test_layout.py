@@ -27,6 +27,7 @@ ROWS = (
         "analysis",
         "cost",
         "progress",
+        "scratch",
         "metrics",
         "autoscaler",
         "base_model",

@@ -8,7 +8,6 @@ says how it is served: those of `merged_stages` are asked by everyone and become
 import asyncio
 import itertools
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 
 from metagen_ray.errors import StoreError
+from metagen_ray.scratch import Scratch
 from metagen_ray.serving.merge import is_finite
 from metagen_ray.store import join_store
 
@@ -29,7 +29,7 @@ class AdapterLoader(LoraModelLoader):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._directory = tempfile.TemporaryDirectory(prefix="metagen-adapters-")
+        self._directory = Scratch("adapters")
         self._numbers = itertools.count(1)
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:

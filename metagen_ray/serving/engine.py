@@ -7,7 +7,6 @@ import asyncio
 import json
 import multiprocessing
 import secrets
-import tempfile
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
@@ -30,6 +29,7 @@ from vllm.utils.gc_utils import freeze_gc_heap
 from vllm.v1.engine import utils as engine_processes
 
 from metagen_ray.errors import InputError
+from metagen_ray.scratch import Scratch
 from metagen_ray.serving import siblings
 from metagen_ray.serving.adapters import AdapterLoader, fetch_adapter, key_of, stage_of
 from metagen_ray.serving.app import ServingSpec
@@ -203,7 +203,7 @@ class AdapterServer(LLMServer):
         spec, engine = self._spec, cast(Engine, self.engine)
         if key == BASE:
             return await engine.load_weights(spec.model_dir)
-        with tempfile.TemporaryDirectory(prefix="metagen-merged-") as room:
+        with Scratch("merged") as room:
             adapter, merged = Path(room) / "adapter", Path(room) / "merged"
             await asyncio.to_thread(fetch_adapter, spec.store, spec.merged_stages, key, adapter)
             try:

@@ -5,7 +5,6 @@ Every line is read and checked before anything is computed.
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from metagen_ray.base_model import BaseModel
 from metagen_ray.errors import InputError
 from metagen_ray.prompts import Renderer
+from metagen_ray.scratch import Scratch
 from metagen_ray.store import open_store
 from metagen_ray.tokenizer import load_tokenizer
 from metagen_ray.training.likelihoods import Query, load_model, score_answers
@@ -134,7 +134,7 @@ def adapter_files(adapter: str, store_root: str) -> dict[str, bytes]:
     stage = next((stage for stage in STAGES if store.has(stage, adapter)), None)
     if stage is None:
         raise InputError(f"--adapter {adapter[:12]}: no such adapter in {store_root}; `index.json` of a run lists keys")
-    with tempfile.TemporaryDirectory(prefix="metagen-adapter-") as fetched:
+    with Scratch("adapter") as fetched:
         store.fetch_files(stage, adapter, Path(fetched))
         return _files_in(Path(fetched))
 

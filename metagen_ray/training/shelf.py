@@ -1,6 +1,5 @@
 """Stands of a long training in a store, so that another process goes on. Knows no model and no Ray."""
 
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from metagen_ray.errors import StoreError
 from metagen_ray.progress import say
+from metagen_ray.scratch import Scratch
 from metagen_ray.store import Store, content_key, join_store
 
 STAGE = "checkpoint"
@@ -59,7 +59,7 @@ class StoreShelf:
 
     def read(self, name: str) -> dict[str, bytes] | None:
         """Files of a stand; None where they cannot be read whole."""
-        with tempfile.TemporaryDirectory(prefix="metagen-stand-") as folder:
+        with Scratch("stand") as folder:
             try:
                 join_store(self.store_root).fetch_files(STAGE, name, Path(folder))
             except StoreError as error:

@@ -9,7 +9,6 @@ are small, train as in stage 1. So banks, clips and checkpoints are the same at 
 import importlib
 import logging
 import os
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,8 +155,7 @@ def start_alone() -> None:
     if dist.is_initialized():
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    with tempfile.NamedTemporaryFile(prefix="metagen-rendezvous-", delete=False) as file:
-        dist.init_process_group(backend, init_method=f"file://{file.name}", rank=0, world_size=1)
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
 
 def import_deepspeed() -> Any:
