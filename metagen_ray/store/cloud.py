@@ -23,9 +23,10 @@ from metagen_ray.errors import StoreError
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-_OPTIONS = {"s3": ("endpoint", "region", "allow_http"), "gs": ("endpoint", "allow_http")}
+_OPTIONS = {"s3": ("endpoint", "region", "allow_http"), "gs": ()}
+# GCS gets a token that opens more than the bucket: where it is sent is never for an address in a study file to say.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN")
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_TOKEN", "GOOGLE_BEARER_TOKEN")
 _ENDPOINTS = {"s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "gs": ("GOOGLE_BASE_URL",)}
 _TRIES = 3
 """Times a put is tried that was told of a rival whom nobody can find (S3 answers so while a delete is under way)."""
@@ -146,12 +147,10 @@ def _connect(url: str, retries: "RetryConfig", client: "ClientConfig") -> S3Stor
     options = _options(parts.scheme, parts.query)
     common: dict[str, Any] = {"prefix": prefix or None, "retry_config": retries}
     named = (os.environ[name] for name in _ENDPOINTS[parts.scheme] if os.environ.get(name))
-    endpoint = options.get("endpoint") or next(named, "")
+    endpoint = str(options.get("endpoint") or next(named, ""))
     allowed = options.pop("allow_http", str(endpoint.startswith("http://"))).lower() in ("true", "1")
     common["client_options"] = {**client, "allow_http": allowed}
     if parts.scheme == "gs":
-        if endpoint:
-            common["base_url"] = endpoint
         return GCSStore(bucket, **common)
     return S3Store(bucket, **options, **common)
 
@@ -162,7 +161,7 @@ def _options(scheme: str, query: str) -> dict[str, str]:
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}"
             raise StoreError(f"the store's address has the unknown option {name!r}; {hint}")
     return options
 

@@ -1,5 +1,6 @@
 """The places every test of the store runs on: a folder, and a bucket of a server on loopback, by S3 and as GCS."""
 
+import os
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ def s3_endpoint(moto_python: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     log = tmp_path_factory.mktemp("s3") / "server.log"
     with s3_server(moto_python, log) as endpoint, credentials():
         make_bucket(endpoint)
+        os.environ["GOOGLE_BASE_URL"] = endpoint
         yield endpoint
+        del os.environ["GOOGLE_BASE_URL"]
 
 
 @pytest.fixture(params=["disk", "s3", "gcs"])
@@ -33,8 +36,9 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "disk":
         return str(tmp_path / "store")
     endpoint = request.getfixturevalue("s3_endpoint")
-    scheme = {"s3": "s3", "gcs": "gs"}[request.param]
-    return f"{scheme}://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint}"
+    if request.param == "gcs":
+        return f"gs://{BUCKET}/{uuid.uuid4().hex}"
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}?endpoint={endpoint}"
 
 
 @pytest.fixture

@@ -80,6 +80,7 @@ def test_open_relative_folder_holds_from_any_working_directory(tmp_path: Path, m
         ("s3://bucket/x?secret_access_key=hunter2", "unknown option"),
         ("s3://bucket/x?endpoint=http://me:hunter2@h", "environment"),
         ("gs://bucket/x?region=eu", "unknown option"),
+        ("gs://bucket/x?endpoint=https://elsewhere.example", "unknown option"),
     ],
 )
 def test_open_address_that_means_nothing_is_refused_without_its_secrets(root: str, part: str):
