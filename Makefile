@@ -27,7 +27,7 @@ help:
 	@echo "test       lint, types and the quick tests"
 	@echo "test-slow  the tests that start models, clusters and servers, and the faults"
 	@echo "lint       ruff and pyright;  format: rewrite with ruff"
-	@echo "bench      every row of docs/benchmarks.md, against what a user would pick instead; an hour or two, on an idle machine"
+	@echo "bench      every row of docs/benchmarks.md, against what a user would pick instead; two hours to four, on an idle machine"
 	@echo "proof      campaigns of hours, in pieces that resume; appends to results/proof.jsonl"
 	@echo "lock       resolve docker/*.in again (UPGRADE=--upgrade for new versions)"
 
