@@ -124,7 +124,7 @@ def _compare(base: Base, engine: Vllm, scorer: Scorer, pairs: list[Pair], which:
             parity=_enumeration_gap(engine, judge, tokenizer, renderer, scorer, pairs[:20]),
             parity_of="largest difference of an expectation from enumeration of all 101 numbers, points",
             peak_share=of_peak,
-            aim={DIGITS: 3.0, THOUGHT: 8.0}[name] if len(set(pairs)) < len(pairs) else None,
+            aim={DIGITS: 3.0, THOUGHT: 8.0}[name],
             answers=len(pairs),
             distinct=len(set(pairs)),
         )
