@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip
 LOCK := docker/requirements-$(DEVICE).txt
 LOCKED := $(VENV)/.locked-$(DEVICE)
 INSTALLED := $(VENV)/.installed-$(DEVICE)
+LARGE := torch vllm ray deepspeed numpy scipy pandas sympy networkx
 TORCH := $(shell grep '^torch==' $(LOCK))
 TORCH_INDEX ?= $(shell sed -n 's/.*<\(http[^>]*\)>.*torch-cpu-index.*/\1/p' README.md)
 UV_PIN := $(shell grep '^uv==' $(LOCK))
@@ -27,7 +28,7 @@ help:
 	@echo "test       lint, types and the quick tests"
 	@echo "test-slow  the tests that start models, clusters and servers, and the faults"
 	@echo "lint       ruff and pyright;  format: rewrite with ruff"
-	@echo "bench      every row of docs/benchmarks.md, against what a user would pick instead; two hours to four, on an idle machine"
+	@echo "bench      every row of docs/benchmarks.md, against what a user would pick instead; three hours to five, on an idle machine"
 	@echo "proof      campaigns of hours, in pieces that resume; appends to results/proof.jsonl"
 	@echo "lock       resolve docker/*.in again (UPGRADE=--upgrade for new versions)"
 
@@ -37,7 +38,8 @@ dependencies: $(LOCKED)
 
 # The CPU build of torch is asked for by its full name. Where the configured indexes have only the CUDA build, it comes
 # from PyTorch's own index, whose address stands in the README. The rest is uv's, several times faster; where uv finds no
-# index (a mirror that only pip is told of) pip does it.
+# index (a mirror that only pip is told of) pip does it. The large libraries get their bytecode here, on all cores, where
+# a study's processes would each wait for it; a file of theirs for another Python does not compile, and nobody minds.
 $(LOCKED): $(LOCK)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 found; install python3.11 (with its venv module) or pass PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3.11-venv" >&2; exit 1; }
@@ -49,6 +51,7 @@ endif
 	@$(PIP) install -q --no-deps --no-compile "$(UV_PIN)" 2>/dev/null; \
 		DS_BUILD_OPS=0 UV_HTTP_TIMEOUT=180 $(BIN)/uv pip install -q --python $(BIN)/python --no-deps -r $(LOCK) 2>/dev/null \
 		|| DS_BUILD_OPS=0 $(PIP) install -q --no-deps -r $(LOCK)
+	@$(BIN)/python -m compileall -qq -j 0 $(addprefix $(VENV)/lib/python3.11/site-packages/,$(LARGE)) || true
 	@touch $@
 
 $(INSTALLED): $(LOCKED) pyproject.toml docker/requirements.in

@@ -1,8 +1,7 @@
-"""Row 7: whole studies through `metagen run` in a fresh store, against the same studies before this tree was fast.
+"""Row 7: whole studies through `metagen run` in a fresh store, each followed by the same study at an older commit.
 
-`python -m benchmarks.study --before` measures the walls of that older commit on this machine and keeps them; without
-such a line the recorded ones stand, which were taken beside other work on the same kind of machine. Also draws seconds
-a cell against the number of domains.
+That commit is the last before this tree was fast; a shallow clone lacks it. `--size PRESET` measures one study alone.
+Also draws seconds a cell against the number of domains.
 """
 
 import json
@@ -13,12 +12,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from benchmarks.curves import Curve, write_curve
-from benchmarks.measure import RESULTS, ROOT, Options, Row, append_line, compared, machine
+from benchmarks.measure import ROOT, Options, Row, compared
 
 BEFORE = "8a2195830bc8"
 LIMIT_S = 3600
@@ -26,11 +23,10 @@ LIMIT_S = 3600
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A study, and the seconds it took before."""
+    """A study, and what is asked of it."""
 
     preset: str
     settings: tuple[str, ...]
-    before_s: float
     cells: int
     aim: float | None = None
     limit_s: float | None = None  # what it should take at most
@@ -41,10 +37,10 @@ FULL = ("seed=3", "truth_seed=3")
 TWO_REPLICAS = ("resources.replicas=2", "resources.cpus_per_replica=0.5", "resources.cpus_per_worker=0.75")
 STUDIES = (
     # 20 of the fine-tunes are of a second seed.
-    Measured("pocket_full", FULL, 1297, cells=120 * 100, aim=2.5, limit_s=720, older=TWO_REPLICAS),
-    Measured("pocket", (), 291.5, cells=32 * 32, limit_s=300),
+    Measured("pocket_full", FULL, cells=120 * 100, aim=2.5, limit_s=720, older=TWO_REPLICAS),
+    Measured("pocket", (), cells=32 * 32, limit_s=300),
 )
-SMALLEST = Measured("pocket", ("domains=4",), 291.5, cells=16)
+SMALLEST = Measured("pocket", ("domains=4",), cells=16)
 CURVE_DOMAINS = (4, 12, 36)  # 100 is the full study
 
 
@@ -57,16 +53,35 @@ class Wall:
 
 
 def rows(options: Options) -> Iterator[Row]:
-    """Every study once, kept as soon as it ends; draws the curve. `quick` runs the smallest study that there is."""
+    """Each study once and once at the older commit, kept as soon as both have ended; draws the curve.
+
+    `quick` runs the smallest study that there is.
+    """
+    named = tuple(s for s in STUDIES if s.preset in options.sizes)
+    chosen = (SMALLEST,) if options.quick else named or STUDIES  # other rows' sizes are none of a study's
     walls = {}
-    for study in (SMALLEST,) if options.quick else STUDIES:
-        walls[study.preset] = _fresh(study.preset, study.settings)
-        yield _row(study, walls[study.preset])
-    if not options.quick:
+    with tempfile.TemporaryDirectory(prefix="metagen-before-") as folder:
+        older = _older_tree(Path(folder) / "tree")
+        for study in chosen:
+            walls[study.preset] = _fresh(study.preset, study.settings)
+            yield _row(study, walls[study.preset], _fresh(study.preset, (*study.settings, *study.older), older))
+    if not options.quick and "pocket_full" in walls:
         points = [_point(d, d * d, _fresh("pocket_full", (*FULL, *_domains(d)))) for d in CURVE_DOMAINS]
         points.append(_point(100, STUDIES[0].cells, walls["pocket_full"]))
         columns = ("study", "domains", "ms_a_cell", "low", "high")
         write_curve(Curve("study", "Wall of a study by its cells", columns, points))
+
+
+def _older_tree(tree: Path) -> Path:
+    """The older commit's files. RuntimeError where this clone's history does not reach so far."""
+    found = subprocess.run(
+        ["git", "-C", str(ROOT), "cat-file", "-e", f"{BEFORE}^{{commit}}"], capture_output=True, check=False
+    )
+    if found.returncode:
+        raise RuntimeError(f"row 7 needs commit {BEFORE}, which this clone lacks: git fetch --unshallow")
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
+    subprocess.run(["git", "-C", str(tree), "checkout", "-q", BEFORE], check=True)
+    return tree
 
 
 def _domains(count: int) -> tuple[str, ...]:
@@ -102,8 +117,7 @@ def _fresh(preset: str, settings: Sequence[str], tree: Path = ROOT) -> Wall:
         return run_study(preset, settings, Path(folder) / "store", tree)
 
 
-def _row(study: Measured, wall: Wall) -> Row:
-    before_s, note = _before(study)
+def _row(study: Measured, wall: Wall, before: Wall) -> Row:
     row = compared(
         7,
         study.preset,
@@ -111,41 +125,12 @@ def _row(study: Measured, wall: Wall) -> Row:
         f"the same study at commit {BEFORE}",
         "s",
         [wall.seconds],
-        [before_s],
+        [before.seconds],
         parity_of="not compared: answers are sampled; both studies' results stand in results/proof.jsonl",
         aim=study.aim,
         limit_s=study.limit_s,
-        note=note,
         stages=wall.stages,
+        stages_before=before.stages,
     )
-    faster = before_s / wall.seconds
+    faster = before.seconds / wall.seconds
     return row | {"ratio": faster, "low": faster, "high": faster}
-
-
-def _before(study: Measured) -> tuple[float, str]:
-    """The newest wall of the older commit on this machine, else the recorded one."""
-    path = RESULTS / "study_before.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in reversed(list(map(json.loads, lines))):
-        if (line["study"], line["machine"]) == (study.preset, machine()):
-            return line["seconds"], f"the older commit was measured on {line['date'][:10]}"
-    return study.before_s, "the older commit's wall is the recorded one, taken beside other work"
-
-
-def measure_before(presets: Sequence[str]) -> None:
-    """Run these studies at the older commit, all if none is named, and keep their walls."""
-    with tempfile.TemporaryDirectory(prefix="metagen-before-") as folder:
-        tree = Path(folder) / "tree"
-        subprocess.run(["git", "clone", "-q", str(ROOT), str(tree)], check=True)
-        subprocess.run(["git", "-C", str(tree), "checkout", "-q", BEFORE], check=True)
-        for study in (s for s in STUDIES if not presets or s.preset in presets):
-            wall = _fresh(study.preset, (*study.settings, *study.older), tree)
-            date = datetime.now(UTC).isoformat(timespec="seconds")
-            line: dict[str, Any] = {"study": study.preset, "seconds": round(wall.seconds, 1), "stages": wall.stages}
-            append_line(RESULTS / "study_before.jsonl", line | {"machine": machine(), "commit": BEFORE, "date": date})
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] != ["--before"]:
-        sys.exit("python -m benchmarks.study --before [PRESET ...], or python -m benchmarks.run 7")
-    measure_before(sys.argv[2:])
