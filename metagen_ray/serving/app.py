@@ -147,7 +147,7 @@ def engine_options(spec: ServingSpec) -> dict[str, Any]:
         **({"placement_group_bundle_label_selector": [dict(spec.node_labels)]} if spec.node_labels else {}),
         "health_check_period_s": 5,
         "health_check_timeout_s": 60,
-        "max_constructor_retry_count": 1,
+        "max_constructor_retry_count": 1 + spec.replicas,  # each may be lost once while it starts
         "graceful_shutdown_timeout_s": 5,
         "graceful_shutdown_wait_loop_s": 0.5,
     }

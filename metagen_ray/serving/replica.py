@@ -5,7 +5,9 @@ become its engine. One after the other these imports are most of the time until 
 """
 
 import os
+from importlib import import_module
 from multiprocessing import forkserver
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import ray
@@ -25,6 +27,8 @@ ENGINE_IMPORTS = [
     "vllm.model_executor.models.qwen3",
 ]
 
+IMPORTS_AT_ONCE = 5  # ray.llm keeps four names
+
 
 class EngineReplica:
     """Holds one LLM server and hands requests through as bytes."""
@@ -36,7 +40,7 @@ class EngineReplica:
             os.environ[ENDS_WITH_PARENT] = "1"
             forkserver.ensure_running()
             del os.environ[ENDS_WITH_PARENT]
-        from metagen_ray.serving.engine import start_server
+        start_server = import_engine().start_server
 
         self._node = ray.util.get_node_ip_address()
         self._name = serve.get_replica_context().replica_id.unique_id
@@ -53,6 +57,20 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Raise where the engine is dead; Serve then starts another replica."""
         await self._server.check_health()
+
+
+def import_engine() -> ModuleType:
+    """The module that starts an engine.
+
+    On import ray.llm writes names into a table of the whole cluster and raises where another replica, importing at the
+    same moment, writes one between its two looks for it. The name stands there from then on.
+    """
+    for _ in range(IMPORTS_AT_ONCE - 1):
+        try:
+            return import_module("metagen_ray.serving.engine")
+        except ValueError:
+            continue
+    return import_module("metagen_ray.serving.engine")
 
 
 def engine_environment(spec: "ServingSpec") -> dict[str, str]:

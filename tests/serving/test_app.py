@@ -2,8 +2,10 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +38,20 @@ def ask(served: Served, call: Callable[[Client], Awaitable[T]], limits: Limits =
             return await call(client)
 
     return asyncio.run(run())
+
+
+def replicas() -> list[psutil.Process]:
+    ours = psutil.Process().children(recursive=True)
+    return [p for p in ours if "ServeReplica:metagen:engine" in p.name()]
+
+
+def kill_starting_replica(within_s: float = 120) -> int:
+    end = time.monotonic() + within_s
+    while not (found := replicas()):
+        assert time.monotonic() < end, "no replica starts"
+        time.sleep(0.1)
+    found[0].kill()
+    return found[0].pid
 
 
 def next_logprobs(model: Any, prompts: Sequence[list[int]]) -> np.ndarray:
@@ -244,19 +260,23 @@ def test_app_an_engine_killed_under_load_comes_back_and_the_client_with_it(serve
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
 
 
-def test_app_a_failed_deploy_is_explained_and_the_next_one_stands_at_the_same_url(served: Served, tmp_path: Path):
+def test_app_a_failed_deploy_is_explained_and_the_next_one_stands_though_its_replica_dies_as_it_starts(
+    served: Served, tmp_path: Path
+):
     with pytest.raises(MachineError, match="did not start"):
         deploy(replace(served.spec, model_dir=str(tmp_path)), served.app.token_file)
-    again = deploy(served.spec, served.app.token_file)
-    assert again == served.app
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_starting_replica)
+        again = deploy(served.spec, served.app.token_file)
+        assert killed.result() not in [p.pid for p in replicas()]
+    assert again == served.app  # at the same URL
     assert len(ask(served, lambda c: c.complete("tiny", [PROMPT], max_tokens=2))) == 1
     with pytest.raises(MachineError, match="listens on"):
         deploy(replace(served.spec, port=1), served.app.token_file)
 
 
 def test_app_no_process_outlives_a_replica_that_is_killed(served: Served):
-    ours = psutil.Process().children(recursive=True)
-    replica = next(p for p in ours if "ServeReplica:metagen:engine" in p.name())
+    (replica,) = replicas()
     engines = [p for p in replica.children(recursive=True) if p.is_running()]
     assert any("EngineCore" in p.name() for p in engines)
     replica.kill()

@@ -1,8 +1,11 @@
 """What the engine's answers are made of, against vLLM's own way of making them."""
 
+import sys
 from itertools import repeat
 
 import pytest
+
+from metagen_ray.serving.replica import import_engine
 
 pytestmark = pytest.mark.slow  # imports vLLM
 
@@ -35,3 +38,22 @@ def test_flat_logprobs_are_those_of_answers_alone_not_of_an_echoed_prompt():
     for echo in (False, True):
         request = ScoringOrCompletion(**asked, echo=echo, return_tokens_as_token_ids=True)
         assert request.to_sampling_params(1, {}).flat_logprobs is not echo
+
+
+def test_replicas_that_import_ray_llm_at_the_same_moment_all_start(monkeypatch: pytest.MonkeyPatch):
+    from ray.llm._internal.serve.utils.registry import ComponentRegistry
+
+    looks: list[str] = []
+
+    def contains(_: ComponentRegistry, name: str) -> bool:
+        looks.append(name)
+        return len(looks) != 1  # another replica has written it before the second look
+
+    monkeypatch.setattr(ComponentRegistry, "contains", contains)
+    for module in ("metagen_ray.serving.engine", "metagen_ray.serving.adapters"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    for module in [m for m in sys.modules if m.startswith("ray.llm")]:
+        if module != ComponentRegistry.__module__:
+            monkeypatch.delitem(sys.modules, module)
+    assert import_engine().start_server
+    assert looks[0] == looks[1] == looks[2]
