@@ -75,7 +75,7 @@ test: lint
 
 test-slow: setup
 	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not machine and not gpu" --durations=5
-	$(BIN)/pytest -m "machine and not gpu" --durations=20
+	PYTHONFAULTHANDLER=1 $(BIN)/pytest -m "machine and not gpu" --durations=20
 
 bench: setup
 	$(BIN)/python -m benchmarks.run

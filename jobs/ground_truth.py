@@ -7,7 +7,7 @@ Takes what `metagen run` takes, and ends with its exit code.
 
 import sys
 
-from metagen_ray.cli import main
+from metagen_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["run", "--only", "ground_truth", *sys.argv[1:]]))
+    run(["run", "--only", "ground_truth", *sys.argv[1:]])

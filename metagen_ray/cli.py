@@ -10,8 +10,10 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from metagen_ray import commands
+from metagen_ray.ending import leave_without_destructors
 from metagen_ray.errors import Terminated, UserError
 from metagen_ray.progress import as_json, tell
 from metagen_ray.study import preset_names
@@ -22,6 +24,14 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command as this process, which ends with its exit code whatever a library's threads do meanwhile."""
+    codes: list[int] = []
+    leave_without_destructors(lambda: codes[0] if codes else None)
+    codes.append(main(arguments))
+    sys.exit(codes[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -204,4 +214,4 @@ def _add_lab(subparsers) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

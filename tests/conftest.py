@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from metagen_ray.ending import leave_without_destructors
+
+sessions: list[pytest.Session] = []
+leave_without_destructors(lambda: int(sessions[0].exitstatus) if sessions else None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Keep the session, whose exit status the process shall end with though tests have had Ray in it."""
+    sessions.append(session)
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Put the token where Ray looks for it, apart from the user's own; share the cores with other pytest workers."""

@@ -1,8 +1,25 @@
 """The command line: one line per error, on stderr, with its exit code, and nothing half-written."""
 
+import subprocess
+import sys
+
 import pytest
 
 from metagen_ray.cli import main
+
+CRASHES_IN_ITS_DESTRUCTORS = """
+import ctypes
+import sys
+c = ctypes.CDLL(None)
+c.__cxa_atexit(ctypes.cast(c.abort, ctypes.c_void_p), None, None)
+from metagen_ray import cli, commands
+def command(options):
+    import atexit
+    atexit.register(print, "what a library does at the end is done")
+    return int(sys.argv[1])
+commands.plan = command
+cli.run(["plan", "pocket"])
+"""
 
 
 @pytest.mark.parametrize(
@@ -38,3 +55,10 @@ def test_cli_unknown_command_exits_2():
     with pytest.raises(SystemExit) as stop:
         main(["paln", "pocket"])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_cli_a_library_that_crashes_at_the_end_changes_no_exit_code(code):
+    command = [sys.executable, "-c", CRASHES_IN_ITS_DESTRUCTORS, str(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "what a library does at the end is done\n", "")

@@ -33,7 +33,7 @@ ROWS = (
         "base_model",
         "tokenizer",
     },
-    {"errors"},
+    {"errors", "ending"},
 )
 # Within a row: (importer, imported).
 PEERS = {
