@@ -1,7 +1,8 @@
 """The end of a process that has had Ray in it: everything Python does at an end, and no library's destructors.
 
 Ray's threads (its clients of the cluster's head, gRPC's event engine) live on while C++ takes apart the objects that
-they use; now and then one of them touches such an object, and a process whose work is done dies of SIGSEGV.
+they use. One process whose work was done died of SIGSEGV there; that a thread touched such an object is inferred, from
+no core.
 """
 
 import atexit
