@@ -1,12 +1,16 @@
 """A node that is about to be taken back: meta-SFT is saved in time, and goes on elsewhere to the same losses."""
 
 import importlib
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -16,7 +20,7 @@ from metagen_ray.store import open_store
 from metagen_ray.study import Recipe, Resources
 from metagen_ray.training.lanes import run_meta
 from metagen_ray.training.lora import LoraShape
-from metagen_ray.training.shelf import STAGE, StoreShelf
+from metagen_ray.training.shelf import HURRIED_S, STAGE, StoreShelf
 from metagen_ray.training.worker import train_meta
 from tests.tiny import make_tiny_model
 from tests.training.test_lanes import plain_trainer, trees
@@ -47,8 +51,10 @@ def test_training_is_saved_at_a_notice_and_goes_on_without_the_node(tmp_path: Pa
         thread.start()
         assert begun.wait(240)
         busy = next(node for node in workers if _in_use(node.node_id))
-        drain(cluster.address, busy.node_id, NOTICE_S)
-        end = time.monotonic() + NOTICE_S
+        with _held("RayTrainWorker"):  # else a quick machine trains to the end before anybody looks
+            drain(cluster.address, busy.node_id, NOTICE_S)
+            time.sleep(HURRIED_S)
+        end = time.monotonic() + NOTICE_S - HURRIED_S
         while not store.keys(STAGE):
             assert time.monotonic() < end and thread.is_alive(), "nothing was saved within the notice"
             time.sleep(0.2)
@@ -62,6 +68,20 @@ def test_training_is_saved_at_a_notice_and_goes_on_without_the_node(tmp_path: Pa
     per_epoch = len(whole.losses) // EPOCHS
     assert 0 < saved < per_epoch, "the notice came too late to show anything"
     assert np.allclose(found["result"].losses, whole.losses, atol=1e-4)
+
+
+@contextmanager
+def _held(name: str) -> Iterator[None]:
+    """Processes of ours stand still: one step that takes long."""
+    held = [p for p in psutil.Process().children(recursive=True) if name in " ".join(p.cmdline())]
+    assert held
+    for process in held:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in held:
+            process.send_signal(signal.SIGCONT)
 
 
 def _in_use(node_id: str) -> bool:
