@@ -1,11 +1,13 @@
 """metagen: the only place that parses arguments. Owns the commands' arguments and exit codes.
 
 Exit codes: 0 done · 1 unexpected · 2 wrong input · 3 store · 4 machine or cluster · 5 a stage failed · 6 done but for
-some shards · 7 another driver holds the run · 130 interrupted · 143 ended by SIGTERM.
+some shards · 7 another driver holds the run · 130 interrupted · 141 nobody reads what it prints any more (`| head`) ·
+143 ended by SIGTERM.
 """
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,7 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     earlier = signal.signal(signal.SIGTERM, _terminate)
     try:
-        return options.command(options) or 0
+        code = options.command(options) or 0
+        sys.stdout.flush()  # a reader that has left is noticed here at the latest
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except UserError as error:
         _print_error(str(error), error.exit_code)
         return error.exit_code
@@ -54,6 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in pipe.poll(0))
 
 
 def _print_error(message: str, exit_code: int) -> None:

@@ -51,6 +51,16 @@ def test_cli_store_that_is_a_file_exits_3(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("study", "code"), [("pocket", 141), ("nowhere.yaml", 2)])
+def test_cli_output_that_nobody_reads_is_no_failure_of_ours(study, code, tmp_path):
+    command = [sys.executable, "-m", "metagen_ray.cli", "plan", study, "--set", f"store={tmp_path}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == code and "Traceback" not in said and "Exception ignored" not in said
+
+
 def test_cli_unknown_command_exits_2():
     with pytest.raises(SystemExit) as stop:
         main(["paln", "pocket"])
