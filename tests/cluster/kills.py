@@ -269,7 +269,7 @@ def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
         if code and fault.again_if_failed:
             struck.follower, resubmitted = struck.submit(), True
             code = struck.follower.wait(LIMIT_S)
-        assert code == 0, f"{kind} in {stage}: exit code {code}: {struck.log.read_text()[-3000:]}"
+        assert code == 0, f"{kind} in {stage}: exit code {code}: {_last_words(struck.log.read_text())}"
         return {
             "stage": stage,
             "seconds": round(time.monotonic() - began, 1),
@@ -278,6 +278,11 @@ def strike(kind: str, seed: int, room: Path) -> dict[str, object]:
             "failed_shards": struck.log.read_text().count('"shard failed"'),
             **whole(struck.study),
         }
+
+
+def _last_words(log: str) -> str:
+    """The error that ended the study, which Ray's own last words may stand behind; else the end of the log."""
+    return "\n".join(line for line in log.splitlines() if '"exit_code"' in line) or log[-3000:]
 
 
 def _next_commit(struck: Struck, before: int, at: float) -> float | None:
