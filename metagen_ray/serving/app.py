@@ -18,7 +18,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ProxyStatus
+from ray.serve.schema import ApplicationStatusOverview, ProxyStatus
 
 from metagen_ray.errors import InputError, MachineError
 from metagen_ray.serving.auth import default_token_file, ensure_token_file
@@ -29,6 +29,7 @@ MAX_LORA_RANK = 512
 # A session's requests go to one replica, and to the next one where that has its hands full.
 ROUTER: Any = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
+FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _wait_running(spec: ServingSpec) -> None:
     deadline = time.monotonic() + spec.start_timeout_s
     state = serve.status().applications[APP]
     while state.status != "RUNNING":
-        if state.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
+        if _given_up(state) or time.monotonic() > deadline:
             replicas = "; ".join(d.message for d in state.deployments.values() if d.message)
             undeploy_app()
             raise MachineError(
@@ -209,6 +210,16 @@ def _wait_running(spec: ServingSpec) -> None:
             )
         time.sleep(0.1)
         state = serve.status().applications[APP]
+
+
+def _given_up(state: ApplicationStatusOverview) -> bool:
+    """Whether Serve has. A replica that was up and is lost while others start, as with its node, is called a failed
+    deployment as well, but Serve starts another one.
+    """
+    if state.status not in FAILED:
+        return False
+    failed = [d.status_trigger for d in state.deployments.values() if d.status in FAILED]
+    return not failed or any(why != "HEALTH_CHECK_FAILED" for why in failed)
 
 
 def _free_port(host: str, port: int) -> int:

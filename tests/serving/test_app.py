@@ -14,10 +14,11 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from ray import serve
 
 from metagen_ray.errors import InputError, MachineError
 from metagen_ray.prompts import Renderer, Scorer
-from metagen_ray.serving.app import deploy
+from metagen_ray.serving.app import APP, deploy
 from metagen_ray.serving.auth import read_token
 from metagen_ray.serving.client import Client, Limits
 from metagen_ray.serving.judge import Judge, Options
@@ -45,12 +46,36 @@ def replicas() -> list[psutil.Process]:
     return [p for p in ours if "ServeReplica:metagen:engine" in p.name()]
 
 
-def kill_starting_replica(known: Sequence[psutil.Process], within_s: float = 120) -> None:
+def wait_until(seen: Callable[[], Any], within_s: float = 120) -> Any:
+    """What is seen, as soon as it is something."""
     end = time.monotonic() + within_s
-    while not (found := [p for p in replicas() if p not in known]):
-        assert time.monotonic() < end, "no replica starts"
+    while not (found := seen()):
+        assert time.monotonic() < end, "not seen"
         time.sleep(0.1)
-    found[0].kill()
+    return found
+
+
+def starting_replicas(known: Sequence[psutil.Process], count: int = 1) -> list[psutil.Process]:
+    def new() -> list[psutil.Process]:
+        found = [p for p in replicas() if p not in known]
+        return found if len(found) >= count else []
+
+    return wait_until(new)
+
+
+def kill_starting_replica(known: Sequence[psutil.Process]) -> None:
+    starting_replicas(known)[0].kill()
+
+
+def kill_replica_while_another_starts(known: Sequence[psutil.Process]) -> None:
+    up, late = starting_replicas(known, 2)
+    late.suspend()
+    try:
+        wait_until(lambda: serve.status().applications[APP].deployments["engine"].replica_states.get("RUNNING"))
+        up.kill()
+        wait_until(lambda: serve.status().applications[APP].status == "DEPLOY_FAILED")
+    finally:
+        late.resume()
 
 
 def next_logprobs(model: Any, prompts: Sequence[list[int]]) -> np.ndarray:
@@ -257,6 +282,15 @@ def test_app_an_engine_killed_under_load_comes_back_and_the_client_with_it(serve
     assert [len(group) for group in answers] == [8] * 512
     assert len(unasked) == 1 and retried
     assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+
+
+def test_app_stands_though_a_replica_is_lost_while_another_starts(served: Served):
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(kill_replica_while_another_starts, replicas())
+        two = deploy(replace(served.spec, replicas=2), served.app.token_file)
+        killed.result()  # raises where none was
+    assert two == served.app and len(replicas()) == 2
+    assert len(ask(served, lambda c: c.complete("tiny", [PROMPT], max_tokens=2))) == 1
 
 
 def test_app_a_failed_deploy_is_explained_and_the_next_one_stands_though_its_replica_dies_as_it_starts(
