@@ -162,6 +162,8 @@ async def _print_log(client: Any, name: str) -> Any:
             info, lost = client.get_job_info(name), None
             if info.status.is_terminal():
                 return info
+        except BrokenPipeError:  # nobody reads what is printed here; no word of the head's is one
+            raise
         except (RuntimeError, ConnectionError, OSError, TimeoutError) as error:
             lost = lost or time.monotonic()
             if time.monotonic() - lost > LOST_S:

@@ -68,6 +68,15 @@ def test_submit_a_head_that_stays_silent_is_given_up_with_what_to_do(study, monk
         played(Head(tails=[[ConnectionError("gone")]] * 3), study, monkeypatch)
 
 
+def test_submit_ends_where_nobody_reads_the_log_any_more(study, monkeypatch):
+    def write(text: str) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(submitting, "sys", SimpleNamespace(stdout=SimpleNamespace(write=write)))
+    with pytest.raises(BrokenPipeError):
+        played(Head(tails=[["one\n"]] * 3), study, monkeypatch)
+
+
 def test_submit_a_log_that_was_silent_for_long_and_then_breaks_is_taken_up(study, monkeypatch, capsys):
     now = iter(range(0, 10_000, 500))  # each look at the clock is 500 s later
     monkeypatch.setattr(submitting, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
