@@ -1,7 +1,6 @@
 """A node that is about to be taken back: meta-SFT is saved in time, and goes on elsewhere to the same losses."""
 
 import importlib
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -76,12 +75,12 @@ def _held(name: str) -> Iterator[None]:
     held = [p for p in psutil.Process().children(recursive=True) if name in " ".join(p.cmdline())]
     assert held
     for process in held:
-        process.send_signal(signal.SIGSTOP)
+        process.suspend()
     try:
         yield
     finally:
         for process in held:
-            process.send_signal(signal.SIGCONT)
+            process.resume()
 
 
 def _in_use(node_id: str) -> bool:
